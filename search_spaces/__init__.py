@@ -1,0 +1,56 @@
+"""Search spaces: choices, exact counts, lowering to concrete layers. numpy only, no torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from search_spaces.architecture import Architecture
+from search_spaces.errors import UserError, unknown_name
+from search_spaces.layers import Layer
+from search_spaces.mobilenet import ofa_mobilenet_v3, small_mobilenet
+from search_spaces.space import Choice, SearchSpace
+
+__all__ = ["FAMILIES", "Architecture", "Choice", "Layer", "SearchSpace", "UserError", "build", "from_dict"]
+
+FAMILIES: dict[str, Callable[..., SearchSpace]] = {
+    "ofa-mobilenet-v3": ofa_mobilenet_v3,
+    "small-mobilenet": small_mobilenet,
+}
+
+
+def build(name: str, **parameters: Any) -> SearchSpace:
+    """A built-in space by name, e.g. ``build("ofa-mobilenet-v3", width=1.2)``.
+
+    Raises:
+        UserError: an unknown name or parameter, or a parameter out of range.
+    """
+    if name not in FAMILIES:
+        raise unknown_name("space", name, FAMILIES, command="nas spaces")
+    known = list(inspect.signature(FAMILIES[name]).parameters)
+    for parameter in parameters:
+        if parameter not in known:
+            raise unknown_name(f"parameter of {name}", parameter, known, command=f"nas spaces {name}")
+    return FAMILIES[name](**parameters)
+
+
+def from_dict(value: Mapping[str, Any]) -> SearchSpace:
+    """The space that `SearchSpace.to_dict` wrote.
+
+    Raises:
+        UserError: not a space's JSON, or a family or option that this version does not have.
+    """
+    try:
+        name, parameters, genes = value["name"], value["parameters"], value["genes"]
+        if name not in FAMILIES:
+            return SearchSpace(genes, name=name, parameters=parameters)
+        base = {key: given for key, given in parameters.items()}
+        sizes = genes["resolution"]
+        return build(name, **base, resolution=sizes).restrict(genes)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"this is not the JSON of a search space ({error!r})",
+            allowed="It has name, parameters and genes",
+            next_step="Write one with space.to_dict()",
+        ) from None

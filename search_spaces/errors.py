@@ -1,0 +1,40 @@
+"""The one exception for mistakes that a user can mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["UserError", "unknown_name"]
+
+
+class UserError(Exception):
+    """Bad input: what is wrong with the value, what is allowed, which command to run next.
+
+    The command line prints the three parts and exits with 2; no traceback.
+    """
+
+    def __init__(self, problem: str, *, allowed: str, next_step: str) -> None:
+        super().__init__(f"{problem}. {allowed}. {next_step}.")
+        self.problem = problem
+        self.allowed = allowed
+        self.next_step = next_step
+
+
+def unknown_name(kind: str, value: str, known: Iterable[str], *, command: str) -> UserError:
+    """The error for a name that is not in a list; offers the nearest one.
+
+    Args:
+        kind: what the name should have been, e.g. ``"space"``.
+        value: what was given.
+        known: all allowed names.
+        command: the command that lists them.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.4)
+    hint = next((f" (did you mean '{name}'?)" for name in names if close and name.lower() == close[0]), "")
+    return UserError(
+        f"unknown {kind} '{value}'{hint}",
+        allowed=f"known: {', '.join(names)}",
+        next_step=f"List them with: {command}",
+    )

@@ -1,0 +1,549 @@
+"""A search space: the choices, their options, and the lowering of an architecture to concrete layers.
+
+An architecture is also a row of small integers, the index of the option taken for each gene; N architectures are
+an (N, genes) array. A row is canonical when the genes without effect (those of skipped blocks) are 0. Everything
+that search does in bulk works on such arrays without a Python loop over architectures.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.architecture import Architecture, Value
+from search_spaces.costs import Cost, Factor
+from search_spaces.errors import UserError, unknown_name
+from search_spaces.layers import Layer
+
+__all__ = ["Choice", "Gene", "Position", "Rows", "SearchSpace"]
+
+Rows = NDArray[np.int64]  # (N, genes)
+Archs = Architecture | Sequence[Architecture] | Rows
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A named choice: one value (``length`` None) or a list of ``length`` values, from ``options``.
+
+    Attributes:
+        active_if: per position, None (always has an effect) or (gene name, the values of it under which this
+            position has an effect), e.g. ``("depth[0]", (3, 4))`` for a stage's third block.
+    """
+
+    options: tuple[Value, ...]
+    length: int | None = None
+    active_if: tuple[tuple[str, tuple[Value, ...]] | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Gene:
+    """One integer of a row: a scalar choice, or one position of a list choice."""
+
+    name: str
+    choice: str
+    options: tuple[Value, ...]
+    parent: int | None = None
+    enabling: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in the network: the layer there as a function of the values of a few genes, None where it is skipped."""
+
+    name: str
+    genes: tuple[str, ...]
+    layer: Callable[..., Layer | None]
+
+
+class SearchSpace:
+    """The choices of a family of networks.
+
+    ``SearchSpace({"op_1": [0, 1, 2], "op_2": [0, 1, 2]}, name="cells")`` makes a space of plain choices with no
+    network behind it, for `nas.optimize`; the built-in families come from `search_spaces.build`.
+
+    Args:
+        choices: name -> list of options, or a `Choice`.
+        name: the family's name.
+        parameters: what the family was built with (JSON values); part of the key, except those in ``unkeyed``.
+        positions: the lowering, in order of execution.
+        shrink: names of the choices in the order in which progressive shrinking opens them.
+        unkeyed: parameters that do not change an architecture's identity (classes, input channels).
+        traits: training defaults of the family (``norm_eps``, ``norm_momentum``, ``dropout``).
+    """
+
+    def __init__(
+        self,
+        choices: Mapping[str, Sequence[Value] | Choice],
+        *,
+        name: str = "custom",
+        parameters: Mapping[str, Any] | None = None,
+        positions: Sequence[Position] = (),
+        shrink: Sequence[str] = (),
+        unkeyed: Sequence[str] = (),
+        traits: Mapping[str, float] | None = None,
+    ) -> None:
+        self.name = name
+        self.parameters = dict(parameters or {})
+        self.choices = {key: _as_choice(key, value) for key, value in choices.items()}
+        self.positions = tuple(positions)
+        self.shrink = tuple(shrink)
+        self.unkeyed = tuple(unkeyed)
+        self.traits = dict(traits or {})
+        self.genes = _genes(self.choices)
+        self._column = {gene.name: index for index, gene in enumerate(self.genes)}
+
+    # ---- identity -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def key(self) -> str:
+        """Name and the parameters that decide what a choice means; restrictions and class count are not in it."""
+        inside = ", ".join(f"{k}={v}" for k, v in self.parameters.items() if k not in self.unkeyed)
+        return f"{self.name}({inside})" if inside else self.name
+
+    def __repr__(self) -> str:
+        return f"<SearchSpace {self.key}: {len(self.genes)} genes, {self.count():.3g} networks>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SearchSpace) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.key, tuple(gene.options for gene in self.genes)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: name, parameters and the options of every gene; `search_spaces.from_dict` reads it back."""
+        return {
+            "name": self.name,
+            "parameters": self.parameters,
+            "genes": {gene.name: list(gene.options) for gene in self.genes},
+        }
+
+    def restrict(self, positions: Mapping[str, Sequence[Value]] | None = None, **choices: Sequence[Value]) -> SearchSpace:
+        """The same space with fewer options: ``space.restrict(kernel=[3, 5])``, ``space.restrict({"depth[0]": [2]})``.
+
+        Raises:
+            UserError: an unknown choice, an option that the space does not have, or no option left.
+        """
+        wanted: dict[str, Sequence[Value]] = {}
+        for name, options in choices.items():
+            if name not in self.choices:
+                raise unknown_name("choice", name, self.choices, command=f"nas spaces {self.name}")
+            wanted |= {gene.name: options for gene in self.genes if gene.choice == name}
+        for name, options in (positions or {}).items():
+            if name not in self._column:
+                raise unknown_name("position", name, self._column, command=f"nas spaces {self.name}")
+            wanted[name] = options
+        genes = list(self.genes)
+        for name, options in wanted.items():
+            gene = genes[self._column[name]]
+            foreign = [value for value in options if value not in gene.options]
+            if foreign or not options:
+                raise UserError(
+                    f"{name} cannot be restricted to {list(options)}",
+                    allowed=f"Its options are {list(gene.options)}",
+                    next_step="Choose at least one of them",
+                )
+            kept = tuple(value for value in gene.options if value in options)
+            genes[self._column[name]] = replace(gene, options=kept)
+        return self._with_genes(tuple(genes))
+
+    def _with_genes(self, genes: tuple[Gene, ...]) -> SearchSpace:
+        twin = SearchSpace(
+            self.choices,
+            name=self.name,
+            parameters=self.parameters,
+            positions=self.positions,
+            shrink=self.shrink,
+            unkeyed=self.unkeyed,
+            traits=self.traits,
+        )
+        twin.genes = genes
+        return twin
+
+    # ---- architectures and rows -----------------------------------------------------------------------------
+
+    def architecture(self, **values: Any) -> Architecture:
+        """An architecture from the values of all choices; a list choice takes a full-length list, or one value for all.
+
+        Values at inactive positions are dropped (``None`` is accepted there).
+
+        Raises:
+            UserError: a missing or unknown choice, a wrong length, or a value that is not an option.
+        """
+        for name in values:
+            if name not in self.choices:
+                raise unknown_name("choice", name, self.choices, command=f"nas spaces {self.name}")
+        row = np.zeros((1, len(self.genes)), dtype=np.int64)
+        missing_at: list[int] = []
+        for name, choice in self.choices.items():
+            if name not in values:
+                raise UserError(
+                    f"choice '{name}' was not given",
+                    allowed=f"{self.key} needs: {', '.join(self.choices)}",
+                    next_step=f"Give {name}, one of {list(choice.options)}",
+                )
+            for index, value in zip(self._columns_of(name), self._listed(name, choice, values[name]), strict=True):
+                if value is None:
+                    missing_at.append(index)
+                else:
+                    row[0, index] = self._option_index(index, value)
+        active = self.active(row)[0]
+        for index in missing_at:
+            if active[index]:
+                raise UserError(
+                    f"{self.genes[index].name} is None, but that position is active",
+                    allowed=f"Its options are {list(self.genes[index].options)}",
+                    next_step="Give one of them",
+                )
+        return self.from_array(row)[0]
+
+    def _listed(self, name: str, choice: Choice, value: Any) -> list[Any]:
+        if choice.length is None:
+            return [value]
+        if not isinstance(value, (list, tuple, np.ndarray)):
+            return [value] * choice.length
+        if len(value) != choice.length:
+            raise UserError(
+                f"{name} has {len(value)} values",
+                allowed=f"{self.key} has {choice.length} positions for {name}",
+                next_step=f"Give {choice.length} values (those of skipped blocks are ignored), or one value for all",
+            )
+        return list(value)
+
+    def _columns_of(self, choice: str) -> list[int]:
+        return [index for index, gene in enumerate(self.genes) if gene.choice == choice]
+
+    def _option_index(self, index: int, value: Any) -> int:
+        gene = self.genes[index]
+        try:
+            return gene.options.index(value)
+        except ValueError:
+            raise UserError(
+                f"{gene.name} = {value!r} is not an option",
+                allowed=f"Its options are {list(gene.options)}",
+                next_step=f"Choose one of them, or see: nas spaces {self.name}",
+            ) from None
+
+    def to_array(self, archs: Architecture | Sequence[Architecture]) -> Rows:
+        """Canonical rows of option indices, (N, genes) int64.
+
+        Raises:
+            UserError: an architecture of another space, or with an option that this (restricted) space lacks.
+        """
+        listed = [archs] if isinstance(archs, Architecture) else list(archs)
+        rows = np.zeros((len(listed), len(self.genes)), dtype=np.int64)
+        for at, arch in enumerate(listed):
+            if arch.space != self.key:
+                raise UserError(
+                    f"architecture {arch.id} belongs to {arch.space}",
+                    allowed=f"This space is {self.key}",
+                    next_step="Build the architecture with this space, or use the space that it came from",
+                )
+            flat = (v for _, value in arch.choices for v in (value if isinstance(value, tuple) else (value,)))
+            for index, value in enumerate(flat):
+                if value is not None:
+                    rows[at, index] = self._option_index(index, value)
+        return rows
+
+    def from_array(self, rows: Rows) -> list[Architecture]:
+        """Architectures of rows (any rows: they are canonicalised first)."""
+        rows = self.canonical(rows)
+        active = self.active(rows)
+        return [self._architecture(row, on) for row, on in zip(rows.tolist(), active.tolist(), strict=True)]
+
+    def _architecture(self, row: list[int], active: list[bool]) -> Architecture:
+        values = [g.options[i] if on else None for g, i, on in zip(self.genes, row, active, strict=True)]
+        taken = iter(values)
+        choices: list[tuple[str, Any]] = []
+        for name, choice in self.choices.items():
+            choices.append((name, next(taken) if choice.length is None else tuple(itertools.islice(taken, choice.length))))
+        return Architecture(self.key, tuple(choices))
+
+    def rows(self, archs: Archs) -> Rows:
+        """Canonical rows of an architecture, a list of them, or an (N, genes) array."""
+        if isinstance(archs, np.ndarray):
+            if archs.ndim != 2 or archs.shape[1] != len(self.genes):
+                raise UserError(
+                    f"array of shape {archs.shape}",
+                    allowed=f"{self.key} takes (N, {len(self.genes)}) arrays of option indices",
+                    next_step="Make one with space.to_array(archs)",
+                )
+            return self.canonical(archs)
+        return self.to_array(archs)
+
+    # ---- canonical form -------------------------------------------------------------------------------------
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of options of each gene, (genes,)."""
+        return np.array([len(gene.options) for gene in self.genes], dtype=np.int64)
+
+    @cached_property
+    def _families(self) -> list[tuple[int, NDArray[np.intp], NDArray[np.bool_]]]:
+        """Per parent gene, parents first: its children's columns and the table (parent's options, children) of activity."""
+        children: dict[int, list[int]] = {}
+        for index, gene in enumerate(self.genes):
+            if gene.parent is not None:
+                children.setdefault(gene.parent, []).append(index)
+        families = []
+        for parent in sorted(children, key=self._generation):
+            columns = children[parent]
+            table = [[value in self.genes[c].enabling for c in columns] for value in self.genes[parent].options]
+            families.append((parent, np.array(columns), np.array(table)))
+        return families
+
+    def _generation(self, index: int) -> int:
+        parent = self.genes[index].parent
+        return 0 if parent is None else 1 + self._generation(parent)
+
+    def active(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which genes have an effect, (N, genes) bool."""
+        active = np.ones(rows.shape, dtype=bool)
+        for parent, columns, table in self._families:
+            active[:, columns] = table[rows[:, parent]] & active[:, parent, None]
+        return active
+
+    def canonical(self, rows: Rows) -> Rows:
+        """Rows with 0 for every gene without effect; equal networks have equal rows."""
+        if not self._families:
+            return rows
+        return np.where(self.active(rows), rows, 0)
+
+    def count(self) -> int:
+        """Number of distinct networks, exact."""
+        roots = [index for index, gene in enumerate(self.genes) if gene.parent is None]
+        total = 1
+        for index in roots:
+            total *= sum(self._subtree_counts(index))
+        return total
+
+    def _subtree_counts(self, index: int) -> list[int]:
+        """Per option of a gene: how many settings of the genes below it are distinct."""
+        children = [i for i, gene in enumerate(self.genes) if gene.parent == index]
+        counts = []
+        for value in self.genes[index].options:
+            product = 1
+            for child in children:
+                if value in self.genes[child].enabling:
+                    product *= sum(self._subtree_counts(child))
+            counts.append(product)
+        return counts
+
+    # ---- random variation -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _thresholds(self) -> list[NDArray[np.float64]]:
+        thresholds = []
+        for index in range(len(self.genes)):
+            counts = self._subtree_counts(index)
+            total = sum(counts)
+            thresholds.append(np.cumsum([count / total for count in counts])[:-1])
+        return thresholds
+
+    def sample_rows(self, n: int, rng: np.random.Generator, *, per_gene: bool = False) -> Rows:
+        """N random canonical rows.
+
+        Args:
+            per_gene: draw every gene uniformly (Once-for-all's sampling) instead of every distinct network with
+                equal probability.
+        """
+        if per_gene:
+            return self.canonical(rng.integers(self.lengths, size=(n, len(self.genes))))
+        draws = rng.random((len(self.genes), n))
+        rows = np.stack([np.searchsorted(t, u, side="right") for t, u in zip(self._thresholds, draws, strict=True)], axis=1)
+        return self.canonical(rows.astype(np.int64))
+
+    def sample(self, n: int, seed: int | np.random.Generator = 0, *, per_gene: bool = False) -> list[Architecture]:
+        """N independent random architectures, uniform over distinct networks (see `sample_rows` for ``per_gene``)."""
+        return self.from_array(self.sample_rows(n, np.random.default_rng(seed), per_gene=per_gene))
+
+    def mutate(self, rows: Rows, rng: np.random.Generator, rate: float | None = None) -> Rows:
+        """Each gene takes another of its options with probability ``rate`` (default: one gene in expectation).
+
+        Genes that a mutation switches on start from a random option.
+        """
+        size = rows.shape
+        rate = 1 / len(self.genes) if rate is None else rate
+        start = np.where(self.active(rows), rows, rng.integers(self.lengths, size=size))
+        shift = rng.integers(1, np.maximum(self.lengths, 2), size=size)
+        hit = (rng.random(size) < rate) & (self.lengths > 1)
+        return self.canonical(np.where(hit, (start + shift) % self.lengths, start))
+
+    def crossover(self, first: Rows, second: Rows, rng: np.random.Generator) -> Rows:
+        """Uniform crossover, row by row: each gene from either parent, from the one where it is active if only one is."""
+        pick = rng.random(first.shape) < 0.5
+        pick = np.where(self.active(first) == self.active(second), pick, self.active(first))
+        return self.canonical(np.where(pick, first, second))
+
+    def neighbours(self, arch: Architecture) -> list[Architecture]:
+        """All architectures that differ in one active gene (genes switched on take their first option)."""
+        row = self.to_array(arch)
+        active = self.active(row)[0]
+        found = []
+        for index in np.flatnonzero(active):
+            for option in range(self.lengths[index]):
+                if option != row[0, index]:
+                    twin = row.copy()
+                    twin[0, index] = option
+                    found.append(twin)
+        return self.from_array(np.concatenate(found)) if found else []
+
+    def unique(self, rows: Rows) -> NDArray[np.intp]:
+        """Indices of the first occurrence of each distinct network, ascending."""
+        return np.sort(np.unique(row_keys(self.canonical(rows)), return_index=True)[1])
+
+    @property
+    def largest(self) -> Architecture:
+        """Every gene at its last option."""
+        return self.from_array(self.lengths[None, :] - 1)[0]
+
+    @property
+    def smallest(self) -> Architecture:
+        """Every gene at its first option."""
+        return self.from_array(np.zeros((1, len(self.genes)), dtype=np.int64))[0]
+
+    # ---- encodings ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _offsets(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+
+    def encode(self, archs: Archs, *, ordinal: bool = False) -> NDArray[np.float32]:
+        """Features for predictors: one-hot (N, sum of options), or ordinal (N, genes) in (0, 1]; inactive genes are 0."""
+        rows = self.rows(archs)
+        active = self.active(rows)
+        if ordinal:
+            return np.where(active, (rows + 1) / self.lengths, 0).astype(np.float32)
+        features = np.zeros((len(rows), int(self.lengths.sum())), dtype=np.float32)
+        np.put_along_axis(features, rows + self._offsets, active.astype(np.float32), axis=1)
+        return features
+
+    def feature_names(self, *, ordinal: bool = False) -> list[str]:
+        """Names of the columns of `encode`."""
+        if ordinal:
+            return [gene.name for gene in self.genes]
+        return [f"{gene.name}={value}" for gene in self.genes for value in gene.options]
+
+    # ---- lowering -------------------------------------------------------------------------------------------
+
+    def _need_network(self) -> None:
+        if not self.positions:
+            raise UserError(
+                f"space '{self.name}' has no network behind it",
+                allowed="Layers, MACs, parameters and latency exist for the built-in families",
+                next_step="List them with: nas spaces",
+            )
+
+    def placed(self, arch: Architecture) -> list[tuple[int, Layer]]:
+        """The layers of an architecture with the index of the position that each one has in the space."""
+        self._need_network()
+        row = self.to_array(arch)[0]
+        placed = []
+        for index, position in enumerate(self.positions):
+            values = (self.genes[c].options[row[c]] for c in map(self._column.__getitem__, position.genes))
+            layer = position.layer(*values)
+            if layer is not None:
+                placed.append((index, layer))
+        return placed
+
+    def lower(self, arch: Architecture) -> tuple[Layer, ...]:
+        """The concrete layers of an architecture, in order of execution."""
+        return tuple(layer for _, layer in self.placed(arch))
+
+    def layers_at(self, position: Position) -> Iterator[Layer | None]:
+        """The layer at a position for every combination of the options of its genes, the last gene fastest."""
+        options = [self.genes[self._column[name]].options for name in position.genes]
+        return (position.layer(*values) for values in itertools.product(*options))
+
+    def layers(self) -> list[Layer]:
+        """Every distinct layer that the space can produce, in order of first appearance."""
+        self._need_network()
+        found = (layer for position in self.positions for layer in self.layers_at(position))
+        return list(dict.fromkeys(layer for layer in found if layer is not None))
+
+    # ---- costs ----------------------------------------------------------------------------------------------
+
+    def cost(self, price: Callable[[Layer], float], *, peak: bool = False) -> Cost:
+        """A vectorised cost from the price of a single layer; skipped layers are free.
+
+        Args:
+            peak: combine by maximum instead of by sum.
+        """
+        self._need_network()
+        prices: dict[Layer, float] = {}
+        factors = []
+        for position in self.positions:
+            table = []
+            for layer in self.layers_at(position):
+                if layer is not None and layer not in prices:
+                    prices[layer] = float(price(layer))
+                table.append(0.0 if layer is None else prices[layer])
+            columns = tuple(self._column[name] for name in position.genes)
+            factors.append(Factor(columns, np.array(table).reshape([len(self.genes[c].options) for c in columns])))
+        return Cost(factors, peak=peak)
+
+    @cached_property
+    def _macs(self) -> Cost:
+        return self.cost(lambda layer: layer.macs)
+
+    @cached_property
+    def _params(self) -> Cost:
+        return self.cost(lambda layer: layer.params)
+
+    def macs(self, archs: Archs) -> Any:
+        """Multiply-accumulates of convolutions and linear layers for one image: (N,) int64; an int for one Architecture."""
+        return self._count(self._macs, archs)
+
+    def params(self, archs: Archs) -> Any:
+        """Parameters (with the affine part of batch normalisation): (N,) int64; an int for one Architecture."""
+        return self._count(self._params, archs)
+
+    def weight_bytes(self, archs: Archs) -> Any:
+        """Bytes of the deployed float32 weights: (N,) int64; an int for one Architecture."""
+        return self._count(self.cost(lambda layer: layer.weight_bytes), archs)
+
+    def activation_bytes(self, archs: Archs) -> Any:
+        """Peak bytes of float32 activations for one image: (N,) int64; an int for one Architecture."""
+        return self._count(self.cost(lambda layer: layer.activation_bytes, peak=True), archs)
+
+    def _count(self, cost: Cost, archs: Archs) -> Any:
+        values = np.rint(cost(self.rows(archs))).astype(np.int64)
+        return int(values[0]) if isinstance(archs, Architecture) else values
+
+
+def row_keys(rows: Rows) -> NDArray[Any]:
+    """One comparable, sortable key per row: (N,) of raw bytes."""
+    small = np.ascontiguousarray(rows.astype(np.uint8) if rows.size == 0 or rows.max() < 256 else rows)
+    return small.view(np.dtype((np.void, small.dtype.itemsize * small.shape[1]))).ravel()
+
+
+def _as_choice(name: str, value: Sequence[Value] | Choice) -> Choice:
+    choice = value if isinstance(value, Choice) else Choice(tuple(value))
+    if not choice.options or len(set(choice.options)) != len(choice.options):
+        raise UserError(
+            f"choice '{name}' has the options {list(choice.options)}",
+            allowed="A choice needs at least one option, each once",
+            next_step="Correct the list",
+        )
+    return choice
+
+
+def _genes(choices: Mapping[str, Choice]) -> tuple[Gene, ...]:
+    if not choices:
+        raise UserError("a space without choices", allowed="At least one choice is needed", next_step="Give {name: options}")
+    named: list[tuple[str, str, Choice, tuple[str, tuple[Value, ...]] | None]] = []
+    for name, choice in choices.items():
+        if choice.length is None:
+            named.append((name, name, choice, choice.active_if[0] if choice.active_if else None))
+        for at in range(choice.length or 0):
+            named.append((f"{name}[{at}]", name, choice, choice.active_if[at] if choice.active_if else None))
+    column = {gene: index for index, (gene, *_) in enumerate(named)}
+    return tuple(
+        Gene(gene, name, choice.options, None if rule is None else column[rule[0]], () if rule is None else rule[1])
+        for gene, name, choice, rule in named
+    )
