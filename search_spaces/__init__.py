@@ -10,9 +10,10 @@ from search_spaces.architecture import Architecture
 from search_spaces.errors import UserError, unknown_name
 from search_spaces.layers import Layer
 from search_spaces.mobilenet import ofa_mobilenet_v3, small_mobilenet
-from search_spaces.space import Choice, SearchSpace
+from search_spaces.rows import Choice
+from search_spaces.space import SearchSpace
 
-__all__ = ["FAMILIES", "Architecture", "Choice", "Layer", "SearchSpace", "UserError", "build", "from_dict"]
+__all__ = ["FAMILIES", "Architecture", "Choice", "Layer", "SearchSpace", "UserError", "build", "from_dict", "rebuild"]
 
 FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "ofa-mobilenet-v3": ofa_mobilenet_v3,
@@ -35,6 +36,15 @@ def build(name: str, **parameters: Any) -> SearchSpace:
     return FAMILIES[name](**parameters)
 
 
+def rebuild(space: SearchSpace, **parameters: Any) -> SearchSpace:
+    """The same space (restrictions too) with other family parameters; ``None`` leaves a parameter as it is."""
+    changed = {key: value for key, value in parameters.items() if value is not None and space.parameters.get(key) != value}
+    if not changed:
+        return space
+    value = space.to_dict()
+    return from_dict(value | {"parameters": value["parameters"] | changed})
+
+
 def from_dict(value: Mapping[str, Any]) -> SearchSpace:
     """The space that `SearchSpace.to_dict` wrote.
 
@@ -45,9 +55,8 @@ def from_dict(value: Mapping[str, Any]) -> SearchSpace:
         name, parameters, genes = value["name"], value["parameters"], value["genes"]
         if name not in FAMILIES:
             return SearchSpace(genes, name=name, parameters=parameters)
-        base = {key: given for key, given in parameters.items()}
         sizes = genes["resolution"]
-        return build(name, **base, resolution=sizes).restrict(genes)
+        return build(name, **parameters, resolution=sizes).restrict(genes)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"this is not the JSON of a search space ({error!r})",

@@ -103,4 +103,4 @@ def read_json(path: Path, kind: str, version: int, *, make: str) -> dict[str, An
             allowed=allowed,
             next_step=f"Install that version: pip install --upgrade '{str(value.get('made_by')).replace(' ', '>=')}'",
         )
-    return value
+    return dict(value)

@@ -10,10 +10,10 @@ batch normalisation and biases.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 __all__ = ["Conv", "GlobalPool", "Layer", "Linear", "MBConv", "Op", "make_divisible", "out_size", "parse_layer"]
 
@@ -268,7 +268,7 @@ def parse_layer(key: str) -> Layer:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if given.keys() != fields.keys():
         raise ValueError(f"'{key}' should have the fields {', '.join(fields)}")
-    casts = {"int": int, "bool": lambda text: {"True": True, "False": False}[text], "str": str}
+    casts: dict[str, Callable[[str], Any]] = {"int": int, "bool": {"True": True, "False": False}.__getitem__, "str": str}
     try:
         values = {name: casts[str(fields[name].type)](text) for name, text in given.items()}
     except KeyError as error:

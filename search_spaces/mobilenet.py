@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from search_spaces.errors import UserError
 from search_spaces.layers import Conv, GlobalPool, Layer, Linear, MBConv, make_divisible, out_size
-from search_spaces.space import Choice, Position, SearchSpace
+from search_spaces.rows import Choice
+from search_spaces.space import Position, SearchSpace
 
 __all__ = ["ofa_mobilenet_v3", "small_mobilenet"]
 
@@ -97,7 +98,7 @@ def small_mobilenet(
 ) -> SearchSpace:
     """MobileNetV3 blocks for small images: 4 stages of 1 to 3 blocks, kernel 3/5 and expansion 2/4/6 per block.
 
-    The total stride is 8 below 40 pixels (the stem keeps the size) and 16 from there on, so that the last map has 3x3 or 4x4 pixels.
+    The total stride is 8 below 40 pixels (the stem keeps the size) and 16 from there on: the last map has about 4x4 pixels.
 
     Args:
         width: width multiplier, fixed for one supernet.
@@ -179,7 +180,9 @@ def _positions(body: _Body, parameters: dict[str, float], depth: tuple[int, ...]
     for number, stage in enumerate(body.stages):
         for block in range(max(depth)):
             index = number * max(depth) + block
-            genes = ["resolution", f"kernel[{index}]", f"expand[{index}]"] + ([f"depth[{number}]"] if block >= min(depth) else [])
+            genes = ["resolution", f"kernel[{index}]", f"expand[{index}]"] + (
+                [f"depth[{number}]"] if block >= min(depth) else []
+            )
             layer = _block(stage, before, wide(stage.width), block, tuple(strides))
             positions.append(Position(f"stage{number + 1}.block{block + 1}", tuple(genes), layer))
             if block == 0:

@@ -1,0 +1,62 @@
+"""Hardware-aware neural architecture search: train one supernet, measure your device, get verified networks.
+
+The verbs of the command line are functions here, and the nouns are classes; everything is loaded when first used, so
+``import nas`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latency_tables import LatencyTable
+    from nas.api import export, predictor, profile, report, score, search, space, spaces, train, verify
+    from nas.pareto import ParetoFront
+    from nas.runs import Run
+    from search_spaces import Architecture, SearchSpace, UserError
+    from supernets import Supernet, load_data
+
+__all__ = [
+    "Architecture",
+    "LatencyTable",
+    "ParetoFront",
+    "Run",
+    "SearchSpace",
+    "Supernet",
+    "UserError",
+    "export",
+    "load_data",
+    "predictor",
+    "profile",
+    "report",
+    "score",
+    "search",
+    "space",
+    "spaces",
+    "train",
+    "verify",
+]
+
+_HOMES = {
+    "Architecture": "search_spaces",
+    "LatencyTable": "latency_tables",
+    "ParetoFront": "nas.pareto",
+    "Run": "nas.runs",
+    "SearchSpace": "search_spaces",
+    "Supernet": "supernets",
+    "UserError": "search_spaces",
+    "load_data": "supernets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("hwnas")
+    if name not in __all__:
+        raise AttributeError(f"module 'nas' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES.get(name, "nas.api")), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,226 @@
+"""The verbs. Each one is a function here and a command in `nas.cli`; the work is in the modules beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import search_spaces
+from nas.runs import SUPERNET_VERSION, Run
+from search_spaces import SearchSpace
+from search_spaces.artifacts import write_json
+from search_spaces.errors import UserError
+from search_spaces.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from latency_tables import LatencyTable
+    from nas.archive import Score
+    from nas.exporting import Export
+    from nas.pareto import ParetoFront
+    from nas.verifying import Verification
+    from predictors import ArchitecturePredictor
+    from supernets import ImageData, Recipe, Supernet
+
+__all__ = ["export", "predictor", "profile", "report", "score", "search", "space", "spaces", "train", "verify"]
+
+LOG_VERSION = 1
+DEFAULT_DEVICE = "onnxruntime-cpu"
+DEFAULT_SAMPLES = 100
+DEFAULT_POINTS = 16
+
+
+def space(name: str, **parameters: Any) -> SearchSpace:
+    """A built-in search space, e.g. ``nas.space("ofa-mobilenet-v3", width=1.2)``; `nas.spaces` lists them."""
+    return search_spaces.build(name, **parameters)
+
+
+def spaces() -> dict[str, str]:
+    """Built-in search spaces: name -> one line about it."""
+    return {name: (family.__doc__ or "").strip().splitlines()[0] for name, family in search_spaces.FAMILIES.items()}
+
+
+def train(
+    supernet: Supernet,
+    data: str | ImageData,
+    *,
+    out: str | Path,
+    recipe: str | Recipe = "progressive",
+    epochs: float | None = None,
+    seed: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress = SILENT,
+) -> Run:
+    """Train a supernet into a run folder; a folder that holds the same run, unfinished, is resumed.
+
+    Args:
+        data: a source for `nas.load_data` (``"digits"``, ``"folder:PATH"`` ...) or its result.
+        out: the run folder.
+        recipe: a name, a TOML file, or a `Recipe`.
+        epochs: of all phases together; default: the recipe's.
+        seed: of everything random in training.
+        stop: asked after every step; True saves a checkpoint and raises `supernets.Interrupted`.
+
+    Raises:
+        UserError: bad input, or ``out`` holds something else; nothing is overwritten.
+    """
+    from nas.recipes import load_recipe
+    from supernets import load_data, save_tensors
+    from supernets import train as run_training
+
+    images = load_data(data, seed=seed) if isinstance(data, str) else data
+    resolved = load_recipe(recipe, epochs=epochs) if isinstance(recipe, str) else recipe
+    settings = {
+        "space": supernet.space.to_dict(),
+        "data": {"source": images.source, "name": images.name, "seed": images.seed, "hash": images.hash},
+        "recipe": resolved.to_dict(),
+        "seed": seed,
+    }
+    run = Run.create(out, settings)
+    if run.weights.exists():
+        progress.say(f"{run.path} is trained already")
+        supernet.load_state_dict(run.supernet().state_dict())
+        return run
+    trained = run_training(supernet, images, resolved, checkpoint=run.checkpoint, seed=seed, stop=stop, progress=progress)
+    log = {"phases": trained.log, "seconds": trained.seconds, "images": trained.images, "data": images.to_dict()}
+    write_json(run.file("training/log.json"), "training-log", LOG_VERSION, log)
+    save_tensors(run.weights, supernet.state_dict(), "supernet", SUPERNET_VERSION, {"space": settings["space"]})
+    return run
+
+
+def profile(
+    space: SearchSpace,
+    *,
+    device: str = DEFAULT_DEVICE,
+    out: str | Path | None = None,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> LatencyTable:
+    """Measure every layer of a space on a device, and a few whole networks to correct and to judge the sum of layers.
+
+    Args:
+        out: a run folder (the table goes to its ``tables``) or a ``.json`` file; a table that is there already is
+            completed, not measured again. None keeps the table in memory.
+        options: of the device, e.g. ``threads=1``.
+
+    Raises:
+        UserError: an unknown device, or a table of another device or machine at ``out``.
+    """
+    from latency_tables import open_device
+    from latency_tables import profile as run_profile
+
+    opened = open_device(device, **options)
+    return run_profile(space, opened, out=_table_path(out, opened.name), seed=seed, force=force, progress=progress)
+
+
+def _table_path(out: str | Path | None, device: str) -> Path | None:
+    if out is None:
+        return None
+    path = Path(out)
+    return path if path.suffix == ".json" else path / "tables" / f"{device}.json"
+
+
+def predictor(kind: str, space: SearchSpace) -> ArchitecturePredictor:
+    """An unfitted predictor over a space: ``ridge``, ``gaussian-process``, or ``auto`` (chosen by cross-validation)."""
+    import predictors
+
+    return predictors.build(kind, space)
+
+
+def score(run: str | Path | Run, *, samples: int = DEFAULT_SAMPLES, seed: int = 0, progress: Progress = SILENT) -> list[Score]:
+    """Validate subnets of a trained run until its archive holds ``samples`` of them; returns all scores."""
+    from nas.searching import score_run
+
+    return score_run(_opened(run), None, samples=samples, seed=seed, progress=progress)
+
+
+def search(
+    run: str | Path | Run,
+    *,
+    device: str = DEFAULT_DEVICE,
+    objectives: Sequence[str] = ("accuracy", "latency"),
+    limits: Mapping[str, Any] | None = None,
+    samples: int = DEFAULT_SAMPLES,
+    points: int = DEFAULT_POINTS,
+    generations: int = 100,
+    seed: int = 0,
+    predictor: str = "auto",
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> ParetoFront:
+    """The Pareto front of a trained run on a device under hard limits; written to ``front.json``.
+
+    Accuracy is predicted from scored subnets, latency is the device's table with its correction, the rest is exact. A
+    device without a table is profiled first, a run with too few scores is scored first.
+
+    Args:
+        objectives: two or more of accuracy, latency, macs, params, size, memory.
+        limits: objective -> bound, a number or text with a unit: ``{"latency": "5ms", "params": 4e6}``.
+        samples: scored subnets that the predictor learns from.
+        points: networks on the front, spread over it.
+        generations: of NSGA-II, 100 candidates each.
+        force: replace a front that is there already.
+
+    Raises:
+        UserError: an infeasible limit (with the smallest reachable value), or a front that is there already.
+    """
+    from nas.searching import search_run
+
+    opened = _opened(run)
+    existing = opened.file("front.json")
+    if existing.exists() and not force:
+        raise UserError(
+            f"{existing} is there already",
+            allowed="One front per run; its exports and its report belong to it",
+            next_step="Search anew with --force (exports stay), or use the front as it is",
+        )
+    table = profile(opened.space, device=device, out=opened.path, seed=opened.settings["seed"], progress=progress)
+    return search_run(
+        opened,
+        table,
+        objectives=objectives,
+        limits=limits or {},
+        samples=samples,
+        points=points,
+        generations=generations,
+        seed=seed,
+        predictor=predictor,
+        progress=progress,
+    )
+
+
+def export(run: str | Path | Run, *, pick: str | None = None, force: bool = False, progress: Progress = SILENT) -> list[Export]:
+    """Export networks of the front as ONNX and prove them against torch on the test images.
+
+    Args:
+        pick: ``knee``, ``best``, ``fastest``, a limit such as ``latency=5ms``, or an id; None exports the whole front.
+        force: export again what is exported already.
+    """
+    from nas.exporting import export_points
+    from nas.pareto import ParetoFront
+
+    opened = _opened(run)
+    front = ParetoFront.load(opened.file("front.json"))
+    points = list(front) if pick is None else [front.pick(pick)]
+    return export_points(opened, points, force=force, progress=progress)
+
+
+def verify(run: str | Path | Run, *, device: str = DEFAULT_DEVICE, seed: int = 0, progress: Progress = SILENT) -> Verification:
+    """Run every exported network of the front on the device's clock and on the test images; writes ``verified.json``."""
+    from latency_tables import open_device
+    from nas.verifying import verify_run
+
+    return verify_run(_opened(run), open_device(device), seed=seed, progress=progress)
+
+
+def report(run: str | Path | Run) -> Path:
+    """Write ``report.html`` from whatever the run has so far; says what is missing."""
+    from nas.reporting import write_report
+
+    return write_report(_opened(run))
+
+
+def _opened(run: str | Path | Run) -> Run:
+    return run if isinstance(run, Run) else Run.open(run)

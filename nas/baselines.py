@@ -1,0 +1,70 @@
+"""Baselines: networks that were not found by search, shown and measured beside the front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx
+
+from nas.exporting import onnx_model
+from nas.recipes import load_recipe
+from nas.runs import Run
+from search_spaces.artifacts import atomic_path, read_json, write_json
+from search_spaces.progress import Progress
+from supernets import Supernet, calibrated, train
+
+__all__ = ["Baseline", "read_baselines", "train_largest_alone"]
+
+BASELINE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A network trained without a supernet.
+
+    Attributes:
+        file: its ONNX file, relative to the run folder.
+        images: training images seen (times augmented).
+        seconds: that its training took, in one go.
+    """
+
+    name: str
+    file: str
+    resolution: int
+    images: int
+    seconds: float
+
+
+def train_largest_alone(run: Run, *, epochs: float, progress: Progress, stop: Callable[[], bool] = lambda: False) -> Baseline:
+    """Train the space's largest network alone on the run's data for ``epochs``, and export it; resumes, and is done once."""
+    name = "largest-alone"
+    folder = run.path / "baselines"
+    record = folder / f"{name}.json"
+    if record.exists():
+        return _read(record)
+    data = run.data()
+    largest = run.space.largest
+    alone = Supernet(run.space.restrict({gene.name: [gene.options[-1]] for gene in run.space.genes}), seed=run.settings["seed"])
+    recipe = load_recipe("single", epochs=epochs)
+    checkpoint = folder / f"{name}.safetensors"
+    trained = train(alone, data, recipe, checkpoint=checkpoint, seed=run.settings["seed"], progress=progress, stop=stop)
+    model = onnx_model(calibrated(alone, largest, data, seed=run.settings["seed"]), {"space": run.space.key})
+    path = folder / f"{name}.onnx"
+    with atomic_path(path) as temporary:
+        onnx.save_model(model, temporary)
+    resolution = int(largest.to_dict().get("resolution", data.size))
+    baseline = Baseline(name, str(Path("baselines") / path.name), resolution, trained.images, trained.seconds)
+    write_json(record, "baseline", BASELINE_VERSION, asdict(baseline))
+    return baseline
+
+
+def read_baselines(run: Run) -> list[Baseline]:
+    """The baselines of a run, by name."""
+    return [_read(path) for path in sorted((run.path / "baselines").glob("*.json"))]
+
+
+def _read(path: Path) -> Baseline:
+    value = read_json(path, "baseline", BASELINE_VERSION, make=f"nas demo --out {path.parent.parent}")
+    return Baseline(**{name: value[name] for name in Baseline.__dataclass_fields__})

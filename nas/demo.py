@@ -1,0 +1,157 @@
+"""The whole loop on real images in minutes, with public verbs only: what `nas demo` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas import api
+from nas.baselines import Baseline, train_largest_alone
+from nas.exporting import exports_summary
+from nas.pareto import ParetoFront
+from nas.runs import Run
+from nas.verifying import Verification
+from search_spaces.artifacts import read_json
+from search_spaces.progress import SILENT, Progress
+from supernets import ImageData, Supernet, load_data
+
+__all__ = ["Budget", "DemoResult", "run_demo"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a demo may spend; the default takes about four minutes on two cores.
+
+    Attributes:
+        images: training images (times augmented) of the supernet, and again of the largest network alone.
+        width: width multiplier of the space.
+        samples: scored subnets.
+        points: networks on the front.
+        limit_share: the latency limit, as a share of the largest network's estimated latency.
+    """
+
+    images: int = 64_000
+    width: float = 0.5
+    samples: int = 80
+    points: int = 12
+    generations: int = 60
+    limit_share: float = 0.6
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Figures of a demo's run."""
+
+    run: Path
+    report: Path
+    front: ParetoFront
+    verification: Verification
+    baseline: Baseline
+    exports: dict[str, Any]
+    table_quality: dict[str, Any] | None
+    training_seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Every file was proven and every limit kept."""
+        return self.verification.passed and self.exports["proven"] == self.exports["networks"]
+
+    def lines(self) -> list[str]:
+        """What was found, in words."""
+        summary = self.verification.summary()
+        alone = self.verification.baselines[0]
+        spearman = summary["latency_spearman"]
+        rank = "" if spearman is None else f", Spearman {spearman:.3f}"
+        return [
+            f"front       {summary['networks']} networks, {summary['latency_span']:.1f}x apart in measured latency",
+            f"accuracy    best verified {summary['best_accuracy']:.1%}; the largest network trained alone on as many images "
+            f"{alone.accuracy:.1%} ({alone.images} test images)",
+            f"latency     promised against measured: median error {summary['latency_median_error']:.1%}{rank}",
+            f"ONNX        {self.exports['proven']} of {self.exports['networks']} files proven: largest difference to torch "
+            f"{self.exports['max_relative_difference']:.1e}, same top-1 {self.exports['top1_agreement']:.1%}",
+            f"report      {self.report}",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON summary."""
+        return {
+            "run": str(self.run),
+            "report": str(self.report),
+            "passed": self.passed,
+            "verification": self.verification.summary(),
+            "largest_alone_accuracy": self.verification.baselines[0].accuracy,
+            "exports": self.exports,
+            "latency_table": self.table_quality,
+            "training_seconds": self.training_seconds,
+            "predictor": self.front.provenance["predictor"],
+        }
+
+
+def run_demo(
+    data: str = "digits",
+    *,
+    out: str | Path | None = None,
+    device: str = api.DEFAULT_DEVICE,
+    seed: int = 0,
+    budget: Budget | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress = SILENT,
+) -> DemoResult:
+    """Train, profile, search under a latency limit, export, verify, report; a run that was interrupted goes on.
+
+    Args:
+        data: a source for `nas.load_data`.
+        out: run folder; default ``runs/demo-NAME``.
+    """
+    budget = budget or Budget()
+    images = load_data(data, seed=seed)
+    folder = Path(out) if out is not None else Path("runs") / f"demo-{images.name}"
+    run, epochs = _train(images, folder, budget, seed, stop, progress)
+    baseline = train_largest_alone(run, epochs=epochs, progress=progress, stop=stop)
+    table = api.profile(run.space, device=device, out=run.path, seed=seed, progress=progress)
+    limit = f"{budget.limit_share * table.estimate(run.space.largest):.3g}ms"
+    if not run.file("front.json").exists():
+        progress.say(f"limit       latency <= {limit}, {budget.limit_share:.0%} of the largest network's")
+        api.search(
+            run,
+            device=device,
+            limits={"latency": limit},
+            samples=budget.samples,
+            points=budget.points,
+            generations=budget.generations,
+            seed=seed,
+            progress=progress,
+        )
+    exports = api.export(run, progress=progress)
+    verification = api.verify(run, device=device, seed=seed, progress=progress)
+    return DemoResult(
+        run=run.path,
+        report=api.report(run),
+        front=ParetoFront.load(run.file("front.json")),
+        verification=verification,
+        baseline=baseline,
+        exports=exports_summary(exports),
+        table_quality=table.quality.to_dict() if table.quality else None,
+        training_seconds=float(read_json(run.file("training/log.json"), "training-log", 1, make="nas demo")["seconds"]),
+    )
+
+
+def _train(
+    images: ImageData, folder: Path, budget: Budget, seed: int, stop: Callable[[], bool], progress: Progress
+) -> tuple[Run, float]:
+    space = api.space(
+        "small-mobilenet",
+        width=budget.width,
+        image=min(64, max(28, images.size)),
+        classes=images.classes,
+        channels=images.channels,
+    )
+    progress.say(
+        f"data        {images.name}: {len(images.train)} images to train, {len(images.val)} to score, {len(images.test)} to test"
+    )
+    progress.say(f"space       {space.key}: {space.count():.2e} networks, {len(space.layers())} different layers")
+    epochs = budget.images / len(images.train)
+    run = api.train(Supernet(space, seed=seed), images, out=folder, epochs=epochs, seed=seed, stop=stop, progress=progress)
+    return run, epochs

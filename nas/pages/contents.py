@@ -1,0 +1,237 @@
+"""What a run folder holds so far, read for the report; each part that is missing or damaged becomes a line, never a failure."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from latency_tables import LatencyTable
+from nas.api import DEFAULT_DEVICE
+from nas.archive import Archive, Score
+from nas.baselines import Baseline, read_baselines
+from nas.exporting import Export, read_export
+from nas.pareto import ParetoFront, Point
+from nas.runs import Run
+from nas.verifying import Verification, Verified
+from search_spaces.artifacts import read_json
+from search_spaces.errors import UserError
+
+__all__ = ["Contents", "Missing", "Row", "read_contents"]
+
+LOG_VERSION = 1
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A part that the run does not have.
+
+    Attributes:
+        problem: what is missing, or wrong with it.
+        command: what makes it.
+    """
+
+    problem: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network of the front with all that is known of it."""
+
+    point: Point
+    export: Export | None
+    verified: Verified | None
+
+    @property
+    def id(self) -> str:
+        return self.point.arch.id
+
+    @property
+    def accuracy(self) -> float:
+        """Verified, or as promised where it is not verified; a fraction."""
+        return self.verified.accuracy if self.verified else self.point.values["accuracy"]
+
+    @property
+    def latency_ms(self) -> float:
+        """Verified, or as promised where it is not verified."""
+        return self.verified.latency_ms if self.verified else self.point.values["latency"]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A run's results; None or empty is what it does not have.
+
+    Attributes:
+        verification: of networks of this front only.
+        verified_on: day of the verification (UTC).
+        log: of training: phases, seconds, images, data.
+        makers: file -> version of the toolkit that wrote it.
+    """
+
+    run: Run
+    front: ParetoFront | None = None
+    rows: tuple[Row, ...] = ()
+    verification: Verification | None = None
+    verified_on: str | None = None
+    baselines: tuple[Baseline, ...] = ()
+    table: LatencyTable | None = None
+    scores: tuple[Score, ...] = ()
+    log: dict[str, Any] | None = None
+    makers: dict[str, str] = field(default_factory=dict)
+    missing: tuple[Missing, ...] = ()
+
+    @property
+    def device(self) -> str | None:
+        if self.front is not None:
+            return str(self.front.provenance["device"])
+        return None if self.table is None else self.table.device
+
+    @property
+    def knee(self) -> str | None:
+        """Id of the front's knee."""
+        return self.front.pick("knee").arch.id if self.front else None
+
+    def alone(self) -> Verified | None:
+        """The largest network trained alone, as verified."""
+        found = self.verification.baselines if self.verification else []
+        return next((baseline for baseline in found if baseline.id == "largest-alone"), None)
+
+    def export_command(self, arch_id: str) -> str:
+        return f"nas export {_quoted(self.run)} --pick {shlex.quote(arch_id)}"
+
+
+class _Reader:
+    """Reads part after part and notes what is missing."""
+
+    def __init__(self) -> None:
+        self.missing: list[Missing] = []
+
+    def lacks(self, problem: str, command: str) -> None:
+        self.missing.append(Missing(problem, command))
+
+    def read(self, what: str, path: Path, load: Callable[[], Part], command: str) -> Part | None:
+        """The part, or None and a line about it."""
+        if not path.exists():
+            self.lacks(f"No {what} yet", command)
+            return None
+        try:
+            return load()
+        except UserError as error:
+            self.lacks(f"The {what} cannot be read: {error.problem}", command)
+        except (KeyError, TypeError, ValueError) as error:
+            self.lacks(f"The {what} cannot be read: {path} is damaged ({error!r})", command)
+        return None
+
+
+def read_contents(run: Run) -> Contents:
+    """Everything that a report shows. A missing or damaged part is noted, with the command that makes it."""
+    reader, folder = _Reader(), _quoted(run)
+    log = _training(run, reader)
+    front = reader.read(
+        "front", run.file("front.json"), lambda: _front(run.file("front.json")), f"nas search {folder}"
+    )
+    device = str(front.provenance["device"]) if front else None
+    option = f" --device {shlex.quote(device)}" if device not in (None, DEFAULT_DEVICE) else ""
+    path = run.table(device) if device else next(iter(sorted((run.path / "tables").glob("*.json"))), run.table(DEFAULT_DEVICE))
+    table = reader.read("latency table", path, lambda: LatencyTable.load(path), f"nas profile {folder}{option}")
+    scores = reader.read("scored subnets", run.study, lambda: _scores(run), f"nas search {folder}")
+    exports = _exports(run, front, reader)
+    verification = _verification(run, front, reader, f"nas verify {folder}{option}")
+    baselines = reader.read("baseline", run.path / "baselines", lambda: read_baselines(run), f"nas demo --out {folder}")
+    verified = {network.id: network for network in verification.networks} if verification else {}
+    rows = [Row(p, exports.get(p.arch.id), verified.get(p.arch.id)) for p in front] if front else []
+    return Contents(
+        run=run,
+        front=front,
+        rows=tuple(rows),
+        verification=verification,
+        verified_on=_day(run.file("verified.json")) if verification else None,
+        baselines=tuple(baselines or ()),
+        table=table,
+        scores=tuple(scores or ()),
+        log=log,
+        makers=_makers(run.path, ["run.json", "training/log.json", f"tables/{path.name}", "front.json", "verified.json"]),
+        missing=tuple(reader.missing),
+    )
+
+
+def _training(run: Run, reader: _Reader) -> dict[str, Any] | None:
+    space = run.settings["space"]
+    width = space.get("parameters", {}).get("width")
+    options = [("data", run.settings["data"].get("source")), ("out", run.path), ("space", space.get("name")), ("width", width)]
+    options += [("epochs", run.settings["recipe"].get("epochs")), ("seed", run.settings["seed"])]
+    given = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None)
+    command = f"nas train-supernet {given}"
+    if not run.weights.exists():
+        reader.lacks("The supernet is not trained to the end", command)
+    path = run.file("training/log.json")
+    return reader.read("training log", path, lambda: read_json(path, "training-log", LOG_VERSION, make=command), command)
+
+
+def _front(path: Path) -> ParetoFront | None:
+    front = ParetoFront.load(path)
+    if not front.points:
+        raise ValueError("it has no networks")
+    front.provenance["device"]
+    return front
+
+
+def _scores(run: Run) -> list[Score]:
+    return Archive(run.study, run.space, weights=run.weights_hash()).scores() if run.weights.exists() else []
+
+
+def _exports(run: Run, front: ParetoFront | None, reader: _Reader) -> dict[str, Export]:
+    found: dict[str, Export] = {}
+    absent = []
+    for point in front or ():
+        arch_id = point.arch.id
+        if not (run.exports / f"{arch_id}.json").exists():
+            absent.append(arch_id)
+            continue
+        command = f"nas export {_quoted(run)} --pick {shlex.quote(arch_id)} --force"
+        export = reader.read(f"export of {arch_id}", run.exports, lambda name=arch_id: read_export(run, name), command)  # type: ignore[misc]
+        if export is not None:
+            found[arch_id] = export
+    if front is None or len(absent) == len(front):
+        reader.lacks("No exported networks yet", f"nas export {_quoted(run)}")
+    elif absent:
+        reader.lacks(f"{len(absent)} of {len(front)} networks are not exported", f"nas export {_quoted(run)}")
+    return found
+
+
+def _verification(run: Run, front: ParetoFront | None, reader: _Reader, command: str) -> Verification | None:
+    path = run.file("verified.json")
+    found = reader.read("verification", path, lambda: Verification.load(path), command)
+    if found is None or front is None:
+        return None
+    # After a new search the file may still be that of the front before.
+    ids = {point.arch.id for point in front}
+    networks = [network for network in found.networks if network.id in ids]
+    if len(networks) < len(ids):
+        reader.lacks(f"{len(ids) - len(networks)} of {len(ids)} networks of this front are not verified", command)
+    return replace(found, networks=networks) if networks else None
+
+
+def _makers(folder: Path, names: list[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            value = json.loads((folder / name).read_text(encoding="utf-8"))
+            found[name] = str(value["made_by"])
+        except (OSError, ValueError, KeyError, TypeError):  # the page has a line about it already
+            continue
+    return found
+
+
+def _day(path: Path) -> str:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d")
+
+
+def _quoted(run: Run) -> str:
+    return shlex.quote(str(run.path))

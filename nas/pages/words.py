@@ -1,0 +1,47 @@
+"""Numbers as people read them; the page's script has the same rules for what it shows."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Any
+
+__all__ = ["count", "cells", "column", "ms", "percent", "text"]
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """A fraction in percent."""
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def ms(value: float) -> str:
+    """Milliseconds with three significant digits."""
+    digits = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(float(f"{value:.2e}")))))
+    return f"{value:.{digits}f} ms"
+
+
+def count(value: float, unit: str = "") -> str:
+    """A count with three significant digits: 12.3 M."""
+    for scale, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}".strip()
+
+
+def text(value: Any) -> str:
+    """Escaped for HTML; whatever comes from files or from the user passes through here."""
+    return escape(str(value))
+
+
+def cells(row: list[str], *, head: bool = False) -> str:
+    """A table's row of ready HTML; the first cell is the row's header."""
+    if head:
+        return "<tr>" + "".join(f'<th scope="col">{cell}</th>' for cell in row) + "</tr>"
+    return f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
+
+
+def column(title: str, head: list[str], rows: list[list[str]]) -> str:
+    """A table of ready HTML in a box that scrolls sideways on narrow screens."""
+    body = "".join(cells(row) for row in rows)
+    table = f"<table><caption>{title}</caption><thead>{cells(head, head=True)}</thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{table}</div>'

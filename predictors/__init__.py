@@ -1,0 +1,27 @@
+"""Predictors of measured values from architectures: scikit-learn estimators over a space's encodings."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from predictors.card import ReportCard, report_card
+    from predictors.predictor import PREDICTORS, ArchitecturePredictor, Prediction, build
+
+__all__ = ["PREDICTORS", "ArchitecturePredictor", "Prediction", "ReportCard", "build", "report_card"]
+
+_HOMES = {
+    "ArchitecturePredictor": "predictors.predictor",
+    "PREDICTORS": "predictors.predictor",
+    "Prediction": "predictors.predictor",
+    "ReportCard": "predictors.card",
+    "build": "predictors.predictor",
+    "report_card": "predictors.card",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'predictors' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,213 @@
+"""Genes, and what can be done with many architectures at once: operations on (N, genes) arrays of option indices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.architecture import Value
+from search_spaces.errors import UserError
+
+__all__ = ["Choice", "Gene", "RowSpace", "Rows", "as_choice", "genes_of"]
+
+Rows = NDArray[np.int64]  # (N, genes)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A named choice: one value (``length`` None) or a list of ``length`` values, from ``options``.
+
+    Attributes:
+        active_if: per position, None (always has an effect) or (gene name, the values of it under which this
+            position has an effect), e.g. ``("depth[0]", (3, 4))`` for a stage's third block.
+    """
+
+    options: tuple[Value, ...]
+    length: int | None = None
+    active_if: tuple[tuple[str, tuple[Value, ...]] | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Gene:
+    """One integer of a row: a scalar choice, or one position of a list choice."""
+
+    name: str
+    choice: str
+    options: tuple[Value, ...]
+    parent: int | None = None
+    enabling: tuple[Value, ...] = ()
+
+
+class RowSpace:
+    """The genes of a space as an array machine; a row is canonical when its genes without effect are 0.
+
+    Attributes:
+        genes: one per column, in order.
+    """
+
+    genes: tuple[Gene, ...]
+
+    # ---- canonical form -------------------------------------------------------------------------------------
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of options of each gene, (genes,)."""
+        return np.array([len(gene.options) for gene in self.genes], dtype=np.int64)
+
+    @cached_property
+    def _families(self) -> list[tuple[int, NDArray[np.intp], NDArray[np.bool_]]]:
+        """Per parent gene, parents first: its children's columns and the table (parent's options, children) of activity."""
+        children: dict[int, list[int]] = {}
+        for index, gene in enumerate(self.genes):
+            if gene.parent is not None:
+                children.setdefault(gene.parent, []).append(index)
+        families = []
+        for parent in sorted(children, key=self._generation):
+            columns = children[parent]
+            table = [[value in self.genes[c].enabling for c in columns] for value in self.genes[parent].options]
+            families.append((parent, np.array(columns), np.array(table)))
+        return families
+
+    def _generation(self, index: int) -> int:
+        parent = self.genes[index].parent
+        return 0 if parent is None else 1 + self._generation(parent)
+
+    def active(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which genes have an effect, (N, genes) bool."""
+        active = np.ones(rows.shape, dtype=bool)
+        for parent, columns, table in self._families:
+            active[:, columns] = table[rows[:, parent]] & active[:, parent, None]
+        return active
+
+    def canonical(self, rows: Rows) -> Rows:
+        """Rows with 0 for every gene without effect; equal networks have equal rows."""
+        if not self._families:
+            return rows
+        return np.where(self.active(rows), rows, 0)
+
+    def count(self) -> int:
+        """Number of distinct networks, exact."""
+        roots = [index for index, gene in enumerate(self.genes) if gene.parent is None]
+        total = 1
+        for index in roots:
+            total *= sum(self._subtree_counts(index))
+        return total
+
+    def _subtree_counts(self, index: int) -> list[int]:
+        """Per option of a gene: how many settings of the genes below it are distinct."""
+        children = [i for i, gene in enumerate(self.genes) if gene.parent == index]
+        counts = []
+        for value in self.genes[index].options:
+            product = 1
+            for child in children:
+                if value in self.genes[child].enabling:
+                    product *= sum(self._subtree_counts(child))
+            counts.append(product)
+        return counts
+
+    # ---- random variation -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _thresholds(self) -> list[NDArray[np.float64]]:
+        thresholds = []
+        for index in range(len(self.genes)):
+            counts = self._subtree_counts(index)
+            total = sum(counts)
+            thresholds.append(np.cumsum([count / total for count in counts])[:-1])
+        return thresholds
+
+    def sample_rows(self, n: int, rng: np.random.Generator, *, per_gene: bool = False) -> Rows:
+        """N random canonical rows.
+
+        Args:
+            per_gene: draw every gene uniformly (Once-for-all's sampling) instead of every distinct network with
+                equal probability.
+        """
+        if per_gene:
+            return self.canonical(rng.integers(self.lengths, size=(n, len(self.genes))))
+        draws = rng.random((len(self.genes), n))
+        rows = np.stack([np.searchsorted(t, u, side="right") for t, u in zip(self._thresholds, draws, strict=True)], axis=1)
+        return self.canonical(rows.astype(np.int64))
+
+    def mutate(self, rows: Rows, rng: np.random.Generator, rate: float | None = None) -> Rows:
+        """Each gene takes another of its options with probability ``rate`` (default: one gene in expectation).
+
+        Genes that a mutation switches on start from a random option.
+        """
+        size = rows.shape
+        rate = 1 / len(self.genes) if rate is None else rate
+        start = np.where(self.active(rows), rows, rng.integers(self.lengths, size=size))
+        shift = rng.integers(1, np.maximum(self.lengths, 2), size=size)
+        hit = (rng.random(size) < rate) & (self.lengths > 1)
+        return self.canonical(np.where(hit, (start + shift) % self.lengths, start))
+
+    def crossover(self, first: Rows, second: Rows, rng: np.random.Generator) -> Rows:
+        """Uniform crossover, row by row: each gene from either parent, from the one where it is active if only one is."""
+        pick = rng.random(first.shape) < 0.5
+        pick = np.where(self.active(first) == self.active(second), pick, self.active(first))
+        return self.canonical(np.where(pick, first, second))
+
+    def unique(self, rows: Rows) -> NDArray[np.intp]:
+        """Indices of the first occurrence of each distinct network, ascending."""
+        return np.sort(np.unique(row_keys(self.canonical(rows)), return_index=True)[1])
+
+    # ---- encodings ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _offsets(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+
+    def encode_rows(self, rows: Rows, *, ordinal: bool = False) -> NDArray[np.float32]:
+        """Features of canonical rows: one-hot (N, sum of options), or ordinal (N, genes) in (0, 1]; inactive genes are 0."""
+        active = self.active(rows)
+        if ordinal:
+            return np.where(active, (rows + 1) / self.lengths, 0).astype(np.float32)
+        features = np.zeros((len(rows), int(self.lengths.sum())), dtype=np.float32)
+        np.put_along_axis(features, rows + self._offsets, active.astype(np.float32), axis=1)
+        return features
+
+    def feature_names(self, *, ordinal: bool = False) -> list[str]:
+        """Names of the columns of `encode_rows`."""
+        if ordinal:
+            return [gene.name for gene in self.genes]
+        return [f"{gene.name}={value}" for gene in self.genes for value in gene.options]
+
+
+def row_keys(rows: Rows) -> NDArray[Any]:
+    """One comparable, sortable key per row: (N,) of raw bytes."""
+    small = np.ascontiguousarray(rows.astype(np.uint8) if rows.size == 0 or rows.max() < 256 else rows)
+    return small.view(np.dtype((np.void, small.dtype.itemsize * small.shape[1]))).ravel()
+
+
+def as_choice(name: str, value: Sequence[Value] | Choice) -> Choice:
+    """A choice from a plain list of options; refuses an empty list and options that repeat."""
+    choice = value if isinstance(value, Choice) else Choice(tuple(value))
+    if not choice.options or len(set(choice.options)) != len(choice.options):
+        raise UserError(
+            f"choice '{name}' has the options {list(choice.options)}",
+            allowed="A choice needs at least one option, each once",
+            next_step="Correct the list",
+        )
+    return choice
+
+
+def genes_of(choices: Mapping[str, Choice]) -> tuple[Gene, ...]:
+    """The columns of a space's rows: one gene per scalar choice, one per position of a list choice."""
+    if not choices:
+        raise UserError("a space without choices", allowed="At least one choice is needed", next_step="Give {name: options}")
+    named: list[tuple[str, str, Choice, tuple[str, tuple[Value, ...]] | None]] = []
+    for name, choice in choices.items():
+        if choice.length is None:
+            named.append((name, name, choice, choice.active_if[0] if choice.active_if else None))
+        for at in range(choice.length or 0):
+            named.append((f"{name}[{at}]", name, choice, choice.active_if[at] if choice.active_if else None))
+    column = {gene: index for index, (gene, *_) in enumerate(named)}
+    return tuple(
+        Gene(gene, name, choice.options, None if rule is None else column[rule[0]], () if rule is None else rule[1])
+        for gene, name, choice, rule in named
+    )

@@ -1,0 +1,65 @@
+"""Supernets: image data, weight-sharing networks, their training. Importing this package does not import torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from supernets.vision import install
+
+if TYPE_CHECKING:
+    from supernets.blocks import Network
+    from supernets.calibration import accuracy, recalibrate
+    from supernets.checkpoint import load_tensors, save_tensors
+    from supernets.data import ImageData, Split, load_data
+    from supernets.recipe import Phase, PhaseSettings, Recipe, plan_phases
+    from supernets.sorting import sort_channels
+    from supernets.supernet import Supernet, load_weights
+    from supernets.training import Interrupted, Trained, calibrated, evaluate, train
+
+__all__ = [
+    "ImageData",
+    "Interrupted",
+    "Network",
+    "Phase",
+    "PhaseSettings",
+    "Recipe",
+    "Split",
+    "Supernet",
+    "Trained",
+    "accuracy",
+    "calibrated",
+    "evaluate",
+    "load_data",
+    "load_tensors",
+    "load_weights",
+    "plan_phases",
+    "recalibrate",
+    "save_tensors",
+    "sort_channels",
+    "train",
+]
+
+_MODULES = {
+    "blocks": ("Network",),
+    "calibration": ("accuracy", "recalibrate"),
+    "checkpoint": ("load_tensors", "save_tensors"),
+    "data": ("ImageData", "Split", "load_data"),
+    "recipe": ("Phase", "PhaseSettings", "Recipe", "plan_phases"),
+    "sorting": ("sort_channels",),
+    "supernet": ("Supernet", "load_weights"),
+    "training": ("Interrupted", "Trained", "calibrated", "evaluate", "train"),
+}
+_HOMES = {name: f"supernets.{module}" for module, names in _MODULES.items() for name in names}
+
+install()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'supernets' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,173 @@
+"""The only model code: one plain module per kind of layer, and the network that is a chain of them.
+
+Parameter names are a contract (files and the ONNX writer use them): layer i of a network has the prefix
+``blocks.{i}.``, then ``conv``/``norm``, ``expand.conv``, ``depthwise.norm``, ``se.reduce``, ``project.conv``, ``linear`` ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.errors import UserError
+from search_spaces.layers import Conv, GlobalPool, Layer, Linear, MBConv
+
+__all__ = ["Network", "build_block"]
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
+    "hswish": lambda: nn.Hardswish(inplace=True),
+    "none": nn.Identity,
+}
+
+
+class _ConvNormAct(nn.Module):
+    """Convolution, batch normalisation unless there is none, activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        act: str = "none",
+        norm: bool = True,
+        bias: bool = False,
+        traits: Mapping[str, float],
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias)
+        self.norm = nn.BatchNorm2d(out_channels, traits["norm_eps"], traits["norm_momentum"]) if norm else nn.Identity()
+        self.act = _ACTIVATIONS[act]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))  # type: ignore[no-any-return]
+
+
+class _SqueezeExcite(nn.Module):
+    """Channel gate from the global mean: reduce, ReLU, expand, hard sigmoid."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.expand = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+        gate = self.expand(torch.relu_(self.reduce(gate)))
+        return x * nn.functional.hardsigmoid(gate)
+
+
+class _MBConvBlock(nn.Module):
+    """Inverted residual: expand, depthwise, squeeze-and-excite, project, shortcut."""
+
+    def __init__(self, layer: MBConv, traits: Mapping[str, float]) -> None:
+        super().__init__()
+        mid = layer.mid_channels
+        self.expand = _ConvNormAct(layer.in_channels, mid, act=layer.act, traits=traits) if layer.expands else nn.Identity()
+        self.depthwise = _ConvNormAct(
+            mid, mid, kernel=layer.kernel, stride=layer.stride, groups=mid, act=layer.act, traits=traits
+        )
+        self.se = _SqueezeExcite(mid, layer.se_channels) if layer.se_channels else nn.Identity()
+        self.project = _ConvNormAct(mid, layer.out_channels, traits=traits)
+        self.shortcut = layer.shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.se(self.depthwise(self.expand(x))))
+        return x + y if self.shortcut else y  # type: ignore[no-any-return]
+
+
+class _PoolBlock(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+
+
+class _LinearBlock(nn.Module):
+    def __init__(self, layer: Linear, traits: Mapping[str, float]) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(traits.get("dropout", 0.0))
+        self.linear = nn.Linear(layer.in_channels * layer.size**2, layer.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.dropout(x.flatten(1)))  # type: ignore[no-any-return]  # (B, classes)
+
+
+def _conv_block(layer: Conv, traits: Mapping[str, float]) -> nn.Module:
+    return _ConvNormAct(
+        layer.in_channels,
+        layer.out_channels,
+        kernel=layer.kernel,
+        stride=layer.stride,
+        act=layer.act,
+        norm=layer.norm,
+        bias=layer.bias,
+        traits=traits,
+    )
+
+
+_BLOCKS: dict[type, Callable[[Any, Mapping[str, float]], nn.Module]] = {
+    Conv: _conv_block,
+    MBConv: _MBConvBlock,
+    GlobalPool: lambda _layer, _traits: _PoolBlock(),
+    Linear: _LinearBlock,
+}
+
+
+def build_block(layer: Layer, traits: Mapping[str, float]) -> nn.Module:
+    """The plain module of a layer.
+
+    Args:
+        traits: ``norm_eps``, ``norm_momentum`` and optionally ``dropout`` (see `SearchSpace.traits`).
+    """
+    if type(layer) not in _BLOCKS:
+        raise UserError(
+            f"no module for a layer of kind {type(layer).__name__}",
+            allowed=f"Kinds with a module: {', '.join(kind.__name__ for kind in _BLOCKS)}",
+            next_step="Add the module to supernets/blocks.py",
+        )
+    return _BLOCKS[type(layer)](layer, traits)
+
+
+class Network(nn.Module):
+    """A plain network: its layers' modules one after the other. Input (B, C, H, W), output (B, classes).
+
+    Args:
+        traits: see `build_block`.
+        blocks: modules that exist already, one per layer; default: new ones.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], traits: Mapping[str, float], *, blocks: Sequence[nn.Module] | None = None
+    ) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.traits = dict(traits)
+        self.blocks = nn.ModuleList(blocks or [build_block(layer, traits) for layer in layers])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """Fresh weights: He fan-out for convolutions, unit scale for batch normalisation, 1/sqrt(inputs) for linear layers."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            spread = (2.0 / (module.out_channels * module.kernel_size[0] * module.kernel_size[1])) ** 0.5
+            nn.init.normal_(module.weight, 0.0, spread, generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,75 @@
+"""Tensors in files: safetensors with a checksum, written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from search_spaces.artifacts import atomic_path, made_by
+from search_spaces.errors import UserError
+
+__all__ = ["load_tensors", "save_tensors"]
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, version: int, meta: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON description; the old file stays until the new one is complete."""
+    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    header = {"kind": kind, "version": version, "made_by": made_by(), "checksum": _checksum(plain), **meta}
+    with atomic_path(path) as temporary:
+        save_file(plain, temporary, metadata={"hwnas": json.dumps(header, allow_nan=False)})
+
+
+def load_tensors(path: Path, kind: str, version: int, *, make: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote: the tensors by name, and the description.
+
+    Args:
+        version: the newest format version that this code reads.
+        make: the command that makes such a file, for error messages.
+
+    Raises:
+        UserError: missing, damaged (checksum), of another kind, or newer than this toolkit.
+    """
+    allowed = f"A {kind} file, format version 1 to {version}, is needed"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist", allowed=allowed, next_step=f"Make it with: {make}")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = json.loads((stream.metadata() or {})["hwnas"])
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+        found, number, checksum = header["kind"], header["version"], header["checksum"]
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
+        raise _damaged(path, str(error), allowed, make) from None
+    if found != kind:
+        raise UserError(f"{path} holds '{found}'", allowed=allowed, next_step=f"Make one with: {make}")
+    if not isinstance(number, int) or not 1 <= number <= version:
+        raise UserError(
+            f"{path} has format version {number}, made by {header.get('made_by')}",
+            allowed=allowed,
+            next_step="Install a newer version of the toolkit: pip install --upgrade hwnas",
+        )
+    if checksum != _checksum(tensors):
+        raise _damaged(path, "its checksum does not match", allowed, make)
+    return tensors, header
+
+
+def _damaged(path: Path, why: str, allowed: str, make: str) -> UserError:
+    return UserError(
+        f"{path} is damaged ({why})", allowed=allowed, next_step=f"Restore it from a copy, or remove it and run: {make}"
+    )
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,224 @@
+"""Image data sets: three disjoint splits that give normalised batches at any resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from search_spaces.artifacts import value_hash
+from search_spaces.errors import UserError
+from supernets.augment import Pixels, StoredPixels, normalise
+from supernets.data_sources import PARTS, ImagePool, read_pool
+
+__all__ = ["ImageData", "Split", "load_data"]
+
+_SAMPLED = 2000  # images decoded for mean and standard deviation, where images are not kept in memory
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with labels.
+
+    Attributes:
+        pixels: the N images.
+        labels: (N,) int64.
+        mean, std: per channel on the 0..1 scale, for normalisation.
+        repeat: how often the channels are given; 3 shows grey images to a network for colour.
+    """
+
+    pixels: Pixels
+    labels: torch.Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    repeat: int = 1
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(
+        self,
+        indices: Sequence[int] | NDArray[np.int64] | torch.Tensor,
+        resolution: int,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> torch.Tensor:
+        """The images at B positions as (B, C, R, R) float32, channels_last, normalised, on the CPU.
+
+        Args:
+            indices: B positions in this split.
+            resolution: R in px.
+            rng: given: training augmentation, drawn from it alone, so that equal generators give equal bits; absent:
+                evaluation, always the same. What augmentation is depends on the set: see `supernets.augment`.
+
+        Raises:
+            UserError: an image that is read from disk has been damaged or removed.
+        """
+        images = self.pixels.read(np.asarray(indices, np.int64), resolution, rng)
+        planes = normalise(images, self.mean, self.std)
+        return planes if self.repeat == 1 else planes.repeat(1, self.repeat, 1, 1).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set in three disjoint splits.
+
+    ``val`` is held out of the training images and scores candidates during search; ``test`` is seen by neither.
+
+    Attributes:
+        name: short name; for folders and tables their own.
+        source: what `load_data` was given.
+        seed: of the held-out splits (and of the images of ``fake``).
+        class_names: one per label.
+        channels: 1 (grey) or 3.
+        size: native side in px; the median shorter side of the training images, at most 256.
+        mean, std: per channel, of the training images, on the 0..1 scale.
+        held_out: the splits that the source does not give, and their share of its training images.
+        hash: 16 hexadecimal digits that identify images, labels and splits, wherever the files lie.
+    """
+
+    name: str
+    source: str
+    seed: int
+    class_names: tuple[str, ...]
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Split
+    val: Split
+    test: Split
+    held_out: tuple[tuple[str, float], ...]
+    hash: str
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def shown_as(self, channels: int) -> ImageData:
+        """The same images for a network with that many input channels: grey ones are repeated.
+
+        Raises:
+            UserError: colour images for a network with another number of channels.
+        """
+        if channels == self.channels:
+            return self
+        if self.channels != 1:
+            raise UserError(
+                f"{self.name} has {self.channels} channels, the network {channels}",
+                allowed="The same number, or grey images",
+                next_step=f"Make the supernet with channels={self.channels}",
+            )
+        parts = {name: replace(getattr(self, name), repeat=channels) for name in PARTS}
+        return replace(self, channels=channels, mean=self.mean * channels, std=self.std * channels, **parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON summary: everything but the images."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "seed": self.seed,
+            "hash": self.hash,
+            "class_names": list(self.class_names),
+            "channels": self.channels,
+            "size": self.size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "images": {"train": len(self.train), "val": len(self.val), "test": len(self.test)},
+            "held_out": dict(self.held_out),
+        }
+
+
+def load_data(source: str, seed: int = 0) -> ImageData:
+    """Load a data set by name.
+
+    Splits that a source does not give are drawn from its training images, the same share of each class.
+
+    Args:
+        source: one of
+
+            - ``"digits"``: 1,797 grey digits that come with scikit-learn; val 15 %, test 25 %. The 8 x 8 images are enlarged
+              once to 28 px, so that they behave like a set of small images;
+            - ``"fashion-mnist"``, ``"fashion-mnist:PATH"``: IDX .gz files; val is 10 % of the training images;
+            - ``"cifar10:PATH"``, ``"cifar100:PATH"``: the binary or the Python version, or image tables;
+            - ``"folder:PATH"`` or the path alone: ``PATH/train/CLASS/*`` with val and test where present, or
+              ``PATH/CLASS/*``; missing: val 10 %, test 20 % of the training images;
+            - ``"parquet:PATH"``: image tables, see `supernets.image_tables.read_tables`; missing splits as for folders;
+            - ``"fake"``, ``"fake:64x3x20"``: 1,000 seeded patterns, size x channels x classes; no files.
+        seed: of the drawn splits, and of the images of ``fake``.
+
+    Raises:
+        UserError: an unknown name, a missing path, a damaged file, fewer than two classes, or too few images of a class.
+    """
+    pool = read_pool(source, seed)
+    rows = _split(pool, source, seed)
+    train_pixels = pool.pixels.take(rows[0])
+    mean, std = _channel_statistics(train_pixels, pool.size)
+    labels = [torch.from_numpy(pool.labels[indices]) for indices in rows]
+    pixels = [train_pixels, pool.pixels.take(rows[1]), pool.pixels.take(rows[2])]
+    splits = [Split(images, numbers, mean, std) for images, numbers in zip(pixels, labels, strict=True)]
+    return ImageData(
+        name=pool.name,
+        source=source,
+        seed=seed,
+        class_names=pool.class_names,
+        channels=pool.pixels.channels,
+        size=pool.size,
+        mean=mean,
+        std=std,
+        train=splits[0],
+        val=splits[1],
+        test=splits[2],
+        held_out=tuple(pool.hold_out.items()),
+        hash=value_hash([pool.content, list(pool.class_names), [indices.tolist() for indices in rows]]),
+    )
+
+
+def _split(pool: ImagePool, source: str, seed: int) -> list[NDArray[np.int64]]:
+    """Positions of the train, val and test images, ascending; each class is in each of them."""
+    rng = np.random.default_rng(seed)
+    part = pool.part.copy()
+    for label, name in enumerate(pool.class_names):
+        rows = rng.permutation(np.flatnonzero((pool.part == 0) & (pool.labels == label)))
+        least = 1 + len(pool.hold_out)
+        if len(rows) < least:
+            raise UserError(
+                f"class '{name}' of {source} has {len(rows)} training images",
+                allowed=f"Each class needs {least} or more: one for each split that comes from the training images",
+                next_step="Add images to the class, or remove it",
+            )
+        start = 0
+        for split, share in pool.hold_out.items():
+            count = max(1, round(share * len(rows)))
+            part[rows[start : start + count]] = PARTS.index(split)
+            start += count
+    for number in (1, 2):
+        counts = np.bincount(pool.labels[part == number], minlength=len(pool.class_names))
+        if empty := [name for name, count in zip(pool.class_names, counts, strict=True) if not count]:
+            raise UserError(
+                f"class '{empty[0]}' of {source} has no {PARTS[number]} images",
+                allowed="Each class is in each split",
+                next_step="Add images of the class there, or remove that split: it is then drawn from the training images",
+            )
+    return [np.flatnonzero(part == number) for number in range(3)]
+
+
+def _channel_statistics(pixels: Pixels, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel on the 0..1 scale: of every stored image, or of an even sample of files."""
+    everything = np.arange(len(pixels))
+    chosen = everything if isinstance(pixels, StoredPixels) else everything[:: -(-len(pixels) // _SAMPLED)]
+    counts = np.zeros((pixels.channels, 256), np.int64)
+    for start in range(0, len(chosen), 512):
+        images = pixels.read(chosen[start : start + 512], size, None)  # (B, size, size, C)
+        for channel in range(pixels.channels):
+            counts[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    share = counts / counts.sum(axis=1, keepdims=True)  # (C, 256)
+    mean = share @ levels
+    std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(axis=1))
+    return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())  # one grey level where a channel is constant

@@ -1,0 +1,142 @@
+"""The supernet: the parameters of the largest network, and any architecture of the space run on slices of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import search_spaces
+from search_spaces import Architecture, SearchSpace
+from search_spaces.errors import UserError
+from search_spaces.layers import Layer
+from supernets.blocks import Network, initialise
+from supernets.slicing import KernelMaps, SlicePlan, plan_slices
+
+__all__ = ["Supernet"]
+
+_CACHED_ARCHITECTURES = 1024
+
+
+
+class Supernet(nn.Module):
+    """All networks of a space in one set of weights.
+
+    ``supernet(x, arch)`` equals ``supernet.extract(arch)(x)`` bit for bit: both run the same plain blocks on the same
+    slices. There is no current subnet, and a call leaves nothing behind: batch normalisation uses the batch's
+    statistics in training mode and the stored ones in evaluation mode, and never updates them. Statistics that belong
+    to one architecture come from `supernets.recalibrate` on the extracted network.
+
+    Args:
+        space: a space with a network behind it.
+        classes: outputs of the classifier; default: those of the space.
+        channels: channels of the input image; default: those of the space.
+        kernel_maps: learn the maps from large to small filters; False takes the plain centre crop.
+        seed: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        classes: int | None = None,
+        *,
+        channels: int | None = None,
+        kernel_maps: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.space = search_spaces.rebuild(space, classes=classes, channels=channels)
+        placed = self.space.placed(self.space.largest)
+        self._slot = {position: slot for slot, (position, _) in enumerate(placed)}
+        with torch.device("meta"):
+            network = Network([layer for _, layer in placed], self.space.traits)
+        self.network: Network = network.to_empty(device="cpu")
+        initialise(self.network, torch.Generator().manual_seed(seed))
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.kernels = nn.ModuleDict()
+        for slot, (position, _) in enumerate(placed):
+            sizes = self._kernel_sizes(position)
+            if len(sizes) > 1:
+                self.kernels[str(slot)] = KernelMaps(sizes).requires_grad_(kernel_maps)
+        self._plans: dict[tuple[int, Layer, bool], SlicePlan] = {}
+        self._paths: dict[tuple[Architecture, bool], list[SlicePlan]] = {}
+
+    def _kernel_sizes(self, position: int) -> set[int]:
+        layers = self.space.layers_at(self.space.positions[position])
+        return {getattr(layer, "kernel", 1) for layer in layers if layer is not None}
+
+    def plan(self, position: int, layer: Layer, *, training: bool) -> SlicePlan:
+        """How a layer at a position of the space runs on this supernet's weights; kept for the next call."""
+        key = (position, layer.structure(), training)
+        if key not in self._plans:
+            block, maps = self.at(position)
+            name = self.space.positions[position].name
+            self._plans[key] = plan_slices(layer, block, maps, traits=self.space.traits, training=training, at=name)
+        return self._plans[key]
+
+    def at(self, position: int) -> tuple[nn.Module, KernelMaps | None]:
+        """The largest block at a position of the space, and the kernel maps there."""
+        slot = self._slot[position]
+        maps = self.kernels[str(slot)] if str(slot) in self.kernels else None
+        assert maps is None or isinstance(maps, KernelMaps)
+        return self.network.blocks[slot], maps
+
+    @property
+    def occupied(self) -> list[int]:
+        """Positions of the space at which the largest architecture has a layer."""
+        return list(self._slot)
+
+    def _path(self, arch: Architecture) -> list[SlicePlan]:
+        """The plans of an architecture's layers in order, kept for the architectures used last."""
+        key = (arch, self.training)
+        if key not in self._paths:
+            if len(self._paths) >= _CACHED_ARCHITECTURES:
+                del self._paths[next(iter(self._paths))]
+            placed = self.space.placed(arch)
+            self._paths[key] = [self.plan(position, layer, training=self.training) for position, layer in placed]
+        return self._paths[key]
+
+    def forward(self, x: Tensor, arch: Architecture) -> Tensor:
+        """Logits of one architecture: (B, C, H, W) to (B, classes). Images are expected at ``arch["resolution"]``."""
+        for plan in self._path(arch):
+            x = plan.run(x)
+        return x
+
+    @torch.no_grad()
+    def extract(self, arch: Architecture) -> Network:
+        """A plain network with its own copy of the slices; nothing of the supernet is needed to run it."""
+        blocks = [plan.filled() for plan in self._path(arch)]
+        return Network(self.space.lower(arch), self.space.traits, blocks=blocks).train(self.training)
+
+    def check(self, arch: Architecture) -> None:
+        """Raise a `UserError` unless the architecture belongs to this supernet's space."""
+        self.space.to_array(arch)
+
+    @property
+    def classes(self) -> int:
+        return int(self.space.parameters["classes"])
+
+    @property
+    def channels(self) -> int:
+        return int(self.space.parameters["channels"])
+
+
+def load_weights(supernet: Supernet, state: dict[str, Tensor], *, source: str) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        UserError: names or shapes differ; the first differing tensor is named.
+    """
+    own = supernet.state_dict()
+    for name in own.keys() | state.keys():
+        have, given = own.get(name), state.get(name)
+        if have is None or given is None or have.shape != given.shape:
+            raise UserError(
+                f"{source}: '{name}' is {_shape(given)} where the supernet of {supernet.space.key} has {_shape(have)}",
+                allowed=f"Weights of a supernet of {supernet.space.key} with {supernet.classes} classes",
+                next_step="Use the run's own space and class count, or train anew with: nas train-supernet",
+            )
+    supernet.load_state_dict(state)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else str(tuple(tensor.shape))

@@ -1,0 +1,136 @@
+"""The measurement protocol on a fake clock."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from latency_tables.stopwatch import SYSTEM_CLOCK, Failure, Measurement, measure, one_core
+
+
+@dataclass
+class FakeClock:
+    """Stands still unless a run moves it."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def wall_ns(self) -> int:
+        return round(self.wall)
+
+    def cpu_ns(self) -> int:
+        return round(self.cpu)
+
+
+GOOD = Measurement(2.0, 1.0, 3.0, 2.0, 20, 5).to_dict()
+
+
+def loaders(clock: FakeClock, times: list[float], busy: float = 1.0) -> list[Callable[[], Callable[[], None]]]:
+    """Candidates that take the given CPU nanoseconds and ``busy`` times as much wall time."""
+
+    def load(ns: float) -> Callable[[], None]:
+        def run() -> None:
+            clock.wall += ns * busy
+            clock.cpu += ns
+
+        return run
+
+    return [lambda ns=ns: load(ns) for ns in times]
+
+
+def test_known_times_come_out_exactly_and_loops_fill_a_sample() -> None:
+    clock = FakeClock()
+    found = measure(
+        loaders(clock, [1000, 50_000, 3e6], busy=2.0), rng=np.random.default_rng(0), rounds=5, sample_ms=0.5, clock=clock
+    )
+    for timing, ms in zip(found, (0.001, 0.05, 3.0), strict=True):
+        assert isinstance(timing, Measurement)
+        assert timing.median_ms == timing.p10_ms == timing.p90_ms == pytest.approx(2 * ms)
+        assert timing.cpu_median_ms == pytest.approx(ms)
+        assert timing.busy == pytest.approx(2)
+        assert timing.runs_per_sample == max(1, math.ceil(0.5 / (2 * ms)))
+        assert timing.samples == 5
+
+
+def test_every_round_takes_every_candidate_once_in_changing_order() -> None:
+    clock, log = FakeClock(), []
+
+    def load(index: int) -> Callable[[], None]:
+        def run() -> None:
+            clock.wall += 1e6
+            clock.cpu += 1e6
+            log.append(index)
+
+        return run
+
+    measure([lambda i=i: load(i) for i in range(6)], rng=np.random.default_rng(0), rounds=8, sample_ms=0.5, clock=clock)
+    tail = log[-8 * 6 * 2 :: 2]  # a sample is one run before the clock and one on it
+    rounds = [tuple(tail[start : start + 6]) for start in range(0, len(tail), 6)]
+    assert all(sorted(order) == list(range(6)) for order in rounds)
+    assert len(set(rounds)) > 1
+    assert log.count(0) >= 10 + 8
+
+
+def test_a_candidate_that_fails_does_not_cost_the_others() -> None:
+    def broken() -> Callable[[], None]:
+        raise RuntimeError("no such kernel")
+
+    clock = FakeClock()
+    candidates = [*loaders(clock, [1000]), broken, *loaders(clock, [2000])]
+    first, second, third = measure(candidates, rng=np.random.default_rng(0), clock=clock)
+    assert second == Failure("RuntimeError: no such kernel")
+    assert isinstance(first, Measurement)
+    assert isinstance(third, Measurement)
+    assert third.median_ms == pytest.approx(0.002)
+
+
+def test_a_clock_that_stands_still_does_not_hang() -> None:
+    found = measure([lambda: lambda: None], rng=np.random.default_rng(0), rounds=1, sample_ms=1e-4, clock=FakeClock())
+    assert len(found) == 1
+
+
+def test_cores_and_garbage_collection_are_restored() -> None:
+    if hasattr(os, "sched_getaffinity"):
+        before = os.sched_getaffinity(0)
+        with one_core():
+            assert len(os.sched_getaffinity(0)) == 1
+        assert os.sched_getaffinity(0) == before
+        with one_core(False):
+            assert os.sched_getaffinity(0) == before
+    measure([lambda: lambda: None], rng=np.random.default_rng(0), rounds=1, sample_ms=0.001)
+    assert gc.isenabled()
+    assert SYSTEM_CLOCK.wall_ns() <= SYSTEM_CLOCK.wall_ns()
+
+
+def test_json_round_trip() -> None:
+    assert Measurement.from_dict(GOOD).to_dict() == GOOD
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"median_ms": -1.0},
+        {"p10_ms": 0},
+        {"p90_ms": math.nan},
+        {"cpu_median_ms": math.inf},
+        {"samples": 1.5},
+        {"samples": True},
+        {"median_ms": "3"},
+        {"more": 1},
+    ],
+)
+def test_numbers_that_no_clock_shows_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        Measurement.from_dict(GOOD | change)
+
+
+@pytest.mark.parametrize("value", [None, 3, {}, {k: v for k, v in GOOD.items() if k != "samples"}])
+def test_what_is_not_a_measurement_is_refused(value: object) -> None:
+    with pytest.raises(ValueError):
+        Measurement.from_dict(value)
