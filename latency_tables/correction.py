@@ -44,7 +44,7 @@ class Correction:
     @classmethod
     def from_dict(cls, value: Any) -> Correction:
         """What `to_dict` wrote; ValueError for anything else."""
-        _check(cls, value, texts=("form",))
+        _check(cls, value, forms=("form",))
         return cls(**value)
 
 
@@ -178,13 +178,15 @@ def _spearman(first: Array, second: Array) -> float | None:
     return float(spearmanr(first, second).statistic)
 
 
-def _check(cls: Any, value: Any, *, texts: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> None:
+def _check(cls: Any, value: Any, *, forms: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> None:
     names = [field.name for field in fields(cls)]
     if not isinstance(value, Mapping) or set(value) != set(names):
         raise ValueError(f"{cls.__name__} has the fields {', '.join(names)}")
     for name in names:
         found = value[name]
-        if (name in texts and isinstance(found, str)) or (name in optional and found is None):
+        if name in forms and found not in FORMS:
+            raise ValueError(f"{cls.__name__}: {name} is {found!r}, not one of {', '.join(FORMS)}")
+        if name in forms or (name in optional and found is None):
             continue
         if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
             raise ValueError(f"{cls.__name__}: {name} is {found!r}, not a finite number")

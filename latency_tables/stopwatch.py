@@ -126,7 +126,6 @@ def one_core(wanted: bool = True) -> Iterator[None]:
 @contextmanager
 def _no_collection() -> Iterator[None]:
     was_on = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

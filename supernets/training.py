@@ -42,10 +42,10 @@ _ORDER, _STEP, _CALIBRATION = 1, 2, 3
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; everything up to ``step`` is in the checkpoint."""
+    """Training was asked to stop; everything up to ``step`` is in the checkpoint, if there is one."""
 
-    def __init__(self, step: int, path: Path) -> None:
-        super().__init__(f"stopped after step {step}; saved in {path}")
+    def __init__(self, step: int, path: Path | None) -> None:
+        super().__init__(f"stopped after step {step}; " + (f"saved in {path}" if path else "nothing was saved"))
         self.step = step
         self.path = path
 
@@ -141,17 +141,18 @@ def train(
             while run.step < phase.stop:
                 run.take_step(phase, optimiser)
                 progress.advance()
-                if run.step < phase.stop and (stop() or time.monotonic() - saved > save_every_s):
+                if run.step == phase.stop:
+                    break
+                if (asked := stop()) or time.monotonic() - saved > save_every_s:
                     run.save(optimiser)
                     saved = time.monotonic()
-                    if stop():
-                        assert checkpoint is not None
-                        raise Interrupted(run.step, checkpoint)
+                if asked:
+                    raise Interrupted(run.step, checkpoint)
         finally:
             progress.stop()
         run.leave(phase)
         progress.say(_phase_line(run.log[-1]))
-        if stop() and run.step < run.steps and checkpoint is not None:
+        if run.step < run.steps and stop():
             raise Interrupted(run.step, checkpoint)
     supernet.requires_grad_()
     return Trained(run.steps, run.steps * recipe.batch, time.monotonic() - begun, run.log)

@@ -133,9 +133,7 @@ def read_contents(run: Run) -> Contents:
     """Everything that a report shows. A missing or damaged part is noted, with the command that makes it."""
     reader, folder = _Reader(), _quoted(run)
     log = _training(run, reader)
-    front = reader.read(
-        "front", run.file("front.json"), lambda: _front(run.file("front.json")), f"nas search {folder}"
-    )
+    front = reader.read("front", run.file("front.json"), lambda: _front(run.file("front.json")), f"nas search {folder}")
     device = str(front.provenance["device"]) if front else None
     option = f" --device {shlex.quote(device)}" if device not in (None, DEFAULT_DEVICE) else ""
     path = run.table(device) if device else next(iter(sorted((run.path / "tables").glob("*.json"))), run.table(DEFAULT_DEVICE))

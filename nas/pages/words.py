@@ -6,18 +6,34 @@ import math
 from html import escape
 from typing import Any
 
-__all__ = ["count", "cells", "column", "ms", "percent", "text"]
+__all__ = ["cells", "count", "ms", "percent", "signed", "table", "text", "three_digits", "tiny"]
 
 
 def percent(fraction: float, digits: int = 1) -> str:
     """A fraction in percent."""
-    return f"{100 * fraction:.{digits}f} %"
+    return f"{fraction:.{digits}%}"
+
+
+def signed(fraction: float) -> str:
+    """A difference in percent with its sign; what rounds to zero has none."""
+    rounded = round(100 * fraction, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    digits = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(float(f"{value:.2e}")))))
+    return f"{value:.{digits}f}"
+
+
+def tiny(value: float) -> str:
+    """One significant digit: 2e-7."""
+    return f"{value:.0e}".replace("e-0", "e-") if value else "0"
 
 
 def ms(value: float) -> str:
     """Milliseconds with three significant digits."""
-    digits = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(float(f"{value:.2e}")))))
-    return f"{value:.{digits}f} ms"
+    return f"{three_digits(value)} ms"
 
 
 def count(value: float, unit: str = "") -> str:
@@ -40,8 +56,8 @@ def cells(row: list[str], *, head: bool = False) -> str:
     return f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
 
 
-def column(title: str, head: list[str], rows: list[list[str]]) -> str:
+def table(title: str, head: list[str], rows: list[list[str]]) -> str:
     """A table of ready HTML in a box that scrolls sideways on narrow screens."""
     body = "".join(cells(row) for row in rows)
-    table = f"<table><caption>{title}</caption><thead>{cells(head, head=True)}</thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{table}</div>'
+    inner = f"<table><caption>{title}</caption><thead>{cells(head, head=True)}</thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{inner}</div>'

@@ -1,0 +1,326 @@
+"""The page's sections as HTML: words and tables, readable without a script."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from nas.pages.contents import Contents, Row
+from nas.pages.figure import baseline_name, limit_text
+from nas.pages.words import count, ms, percent, signed, table, text, three_digits, tiny
+from search_spaces.artifacts import made_by
+
+__all__ = ["sections"]
+
+NONE = "–"
+MOST_NAMES = 20  # classes that are listed
+
+
+def sections(contents: Contents) -> dict[str, str]:
+    """Ready HTML by the name of its place in the template."""
+    return {
+        "title": text(_title(contents)),
+        "subtitle": _subtitle(contents),
+        "summary": _list(_summary(contents), "facts"),
+        "missing": _missing(contents),
+        "networks": _networks(contents),
+        "predictor": _predictor(contents),
+        "table": _table_quality(contents),
+        "training": _training(contents),
+        "provenance": _provenance(contents),
+        "made_by": text(made_by()),
+    }
+
+
+def _title(contents: Contents) -> str:
+    name = contents.run.settings["data"].get("name", "networks")
+    return f"{name} on {contents.device}" if contents.device else str(name)
+
+
+def _subtitle(contents: Contents) -> str:
+    """Data set, space, device and the day of the verification."""
+    parts = [f"Data {text(contents.run.settings['data'].get('source'))}", f"space {text(contents.run.space.key)}"]
+    parts += [f"device {text(contents.device)}"] if contents.device else []
+    parts += [f"verified {text(contents.verified_on)}" if contents.verified_on else "not verified yet"]
+    return " · ".join(parts)
+
+
+# ---- summary ------------------------------------------------------------------------------------------------
+
+
+def _summary(contents: Contents) -> list[str]:
+    if contents.front is None:
+        return ["<strong>No front yet.</strong> The page shows what the run holds so far."]
+    latencies = [row.latency_ms for row in contents.rows]
+    kind = "verified" if contents.verification else "promised"
+    span = f"{ms(min(latencies))} to {ms(max(latencies))}, {max(latencies) / min(latencies):.1f}× apart"
+    lines = [f"<strong>{len(latencies)} networks</strong> from {span} ({kind})."]
+    return lines + _checked(contents) + _proofs(contents) + _limits(contents)
+
+
+def _checked(contents: Contents) -> list[str]:
+    """Accuracy beside the largest network alone, and promised against verified."""
+    if contents.verification is None:
+        best = max(row.accuracy for row in contents.rows)
+        return [f"Best promised accuracy <strong>{percent(best)}</strong>, a prediction; nothing is verified yet."]
+    found = contents.verification.summary()
+    alone, images = contents.alone(), contents.verification.networks[0].images
+    beside = ""
+    if alone is not None:
+        points = 100 * (found["best_accuracy"] - alone.accuracy)
+        beside = f"; the largest network trained alone reaches {percent(alone.accuracy)} ({points:+.1f} points)"
+    rank = found["latency_spearman"]
+    order = "" if rank is None else f", rank correlation {rank:.3f}"
+    bias = 100 * found["accuracy_bias"]
+    way = "above" if bias >= 0 else "below"
+    return [
+        f"Best verified accuracy <strong>{percent(found['best_accuracy'])}</strong> on {images:,} test images{beside}.",
+        f"Latency, promised against verified: median error <strong>{percent(found['latency_median_error'])}</strong>{order}.",
+        f"Accuracy was promised <strong>{abs(bias):.1f} points {way}</strong> what the test images say, on average.",
+    ]
+
+
+def _proofs(contents: Contents) -> list[str]:
+    exports = [row.export for row in contents.rows if row.export]
+    if not exports:
+        return []
+    proven = sum(export.proven for export in exports)
+    worst = max(export.max_relative_difference for export in exports)
+    agree = min(export.top1_agreement for export in exports)
+    word = "All" if proven == len(exports) else f"Only {proven} of"
+    rest = f"largest difference to torch {tiny(worst)}, same top-1 class on {percent(agree)} of {exports[0].images:,} images"
+    return [f"<strong>{word} {len(exports)} ONNX files are proven</strong>: {rest}."]
+
+
+def _limits(contents: Contents) -> list[str]:
+    assert contents.front is not None
+    limits = " and ".join(limit_text(name, bound) for name, bound in contents.front.limits.items())
+    if not limits:
+        return []
+    checked = [row.verified for row in contents.rows if row.verified]
+    broken = [verified.id for verified in checked if verified.broken]
+    if not checked:
+        return [f"Limit {text(limits)}: held by every promise, not verified yet."]
+    if broken:
+        names = ", ".join(f"<code>{text(name)}</code>" for name in broken)
+        return [
+            f'<strong class="bad">Limit {text(limits)} is broken</strong> by {len(broken)} of {len(checked)} networks: {names}.'
+        ]
+    return [f"Limit {text(limits)} <strong>kept</strong> by all {len(checked)} verified networks."]
+
+
+def _missing(contents: Contents) -> str:
+    if not contents.missing:
+        return ""
+    lines = [f"{text(item.problem)}. Make it with <code>{text(item.command)}</code>" for item in contents.missing]
+    return f'<aside class="missing"><h2>Still missing</h2>{_list(lines)}</aside>'
+
+
+# ---- networks -----------------------------------------------------------------------------------------------
+
+
+def _networks(contents: Contents) -> str:
+    if not contents.rows:
+        return ""
+    head = [
+        "Network",
+        "Accuracy, %<br>promised",
+        "<br>verified",
+        "95&nbsp;%<br>interval",
+        "Latency, ms<br>promised",
+        "<br>verified",
+    ]
+    head += ["Error<br>%", "MACs", "Para-<br>meters", "Weights", "ONNX<br>proof", "Limits", "Export with"]
+    rows = [_network(contents, row) for row in contents.rows]
+    rows += [_baseline_row(contents, b) for b in (contents.verification.baselines if contents.verification else [])]
+    clock = contents.verification.clock if contents.verification else "wall"
+    notes = [
+        "Promised accuracy is predicted from scored subnets (± one standard deviation); promised latency is estimated from the table.",
+        "ONNX proof: largest difference of a logit to torch relative to the largest logit, and share of test images with the same class.",
+    ]
+    if clock == "cpu":
+        notes.append("Latencies are CPU time: the machine was too busy for the wall clock.")
+    return f'{table("All networks", head, rows)}<p class="note">{" ".join(notes)}</p>'
+
+
+def _network(contents: Contents, row: Row) -> list[str]:
+    values, verified, export = row.point.values, row.verified, row.export
+    spread = row.point.std.get("accuracy")
+    button = f'<button type="button" class="pick" data-id="{text(row.id)}">{text(row.id)}</button>'
+    promised = f"{100 * values['accuracy']:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
+    proof = NONE
+    if export is not None:
+        mark = "✓" if export.proven else "✗ not proven:"
+        proof = f"{mark} {tiny(export.max_relative_difference)}, {percent(export.top1_agreement)}"
+    cells = [button, promised, *_measured(verified), three_digits(values["latency"])]
+    if verified is None:
+        cells += [NONE, NONE]
+    else:
+        cells += [three_digits(verified.latency_ms), signed(values["latency"] / verified.latency_ms - 1)]
+    cells += [count(values["macs"]), count(values["params"]), count(values["size"], "B"), proof]
+    broken = "; ".join(verified.broken).replace("<=", "≤").replace(">=", "≥") if verified else ""
+    kept = NONE if verified is None else f'<span class="bad">✗ breaks {text(broken)}</span>' if broken else "✓ kept"
+    return [*cells, kept, f"<code>{text(contents.export_command(row.id))}</code>"]
+
+
+def _measured(verified: Any) -> list[str]:
+    if verified is None:
+        return [NONE, NONE]
+    return [f"{100 * verified.accuracy:.1f}", f"{100 * verified.accuracy_low:.1f} to {100 * verified.accuracy_high:.1f}"]
+
+
+def _baseline_row(contents: Contents, baseline: Any) -> list[str]:
+    known = {b.name: b for b in contents.baselines}.get(baseline.id)
+    made = f"{known.images:,} images in {known.seconds:,.0f} s of training" if known else NONE
+    cells = [text(baseline_name(baseline.id)), NONE, *_measured(baseline), NONE, three_digits(baseline.latency_ms)]
+    return [*cells, *[NONE] * 6, text(made)]
+
+
+# ---- how far to trust it ------------------------------------------------------------------------------------
+
+
+def _predictor(contents: Contents) -> str:
+    card = contents.front.provenance.get("predictor") if contents.front else None
+    if not card:
+        return ""
+    kendall = card.get("kendall")
+    words = []
+    if kendall is not None:
+        words.append(
+            f"Of two random subnets it names the better one in <strong>{percent((1 + kendall) / 2, 0)}</strong> of all cases"
+        )
+    if card["spread"] > 0:
+        words.append(
+            f"its error is <strong>{100 * card['rmse']:.2f} points</strong>, where guessing the mean would be wrong by {100 * card['spread']:.2f}"
+        )
+    words.append(f"its 90 % intervals hold {percent(card['covered_90'], 0)} of the true values")
+    head = ["Predictor", "Scored subnets", "Kendall", "Spearman", "RMSE, points", "Spread, points", "In 90&nbsp;% interval"]
+    row = [text(card["kind"]), str(card["networks"]), _rank(kendall), _rank(card.get("spearman")), f"{100 * card['rmse']:.2f}"]
+    row += [f"{100 * card['spread']:.2f}", percent(card["covered_90"], 0)]
+    return _section(
+        "Accuracy predictor",
+        f"{'; '.join(words)}. Each subnet was predicted by a fit that had not seen it.",
+        table("Report card", head, [row]),
+    )
+
+
+def _table_quality(contents: Contents) -> str:
+    quality = contents.table.quality if contents.table else None
+    if contents.table is None or quality is None:
+        return ""
+    rows = []
+    named = (
+        ("Sum of layers, corrected", "corrected"),
+        ("Sum of layers, plain", "plain"),
+        ("Line in MACs", "baseline"),
+        ("Measured again", "noise"),
+    )
+    found = quality.to_dict()
+    for label, part in named:
+        e = found[part]
+        row = [
+            label,
+            percent(e["median"]),
+            f"{signed(e['bias'])}%",
+            percent(e["within_5_percent"], 0),
+            percent(e["within_10_percent"], 0),
+        ]
+        rows.append([*row, _rank(e["spearman"])])
+    corrected, noise, macs = found["corrected"], found["noise"], found["baseline"]
+    words = (
+        f"{len(contents.table.entries)} layers were timed. On {quality.networks} whole networks that the correction has not seen, half of the "
+        f"estimates are within <strong>{percent(corrected['median'])}</strong>; measuring the same network again differs by "
+        f"{percent(noise['median'])}, which no estimate can beat, and a line in MACs misses by {percent(macs['median'])}."
+    )
+    head = ["Estimate", "Median error", "Bias", "Within 5&nbsp;%", "Within 10&nbsp;%", "Spearman"]
+    return _section("Latency table", words, table("Against measured networks", head, rows))
+
+
+def _training(contents: Contents) -> str:
+    phases = (contents.log or {}).get("phases") or []
+    if not phases or contents.log is None:
+        return ""
+    rows = [[text(p["phase"]), f"{p['step']:,}", f"{p['loss']:.3f}", _bar(p["largest"]), _bar(p["smallest"])] for p in phases]
+    seconds, images = contents.log.get("seconds"), contents.log.get("images")
+    spent = [f"{images:,} images"] * (images is not None) + [f"{seconds:,.0f} s"] * (seconds is not None)
+    words = (
+        f"Progressive shrinking, {len(phases)} phases"
+        + (f"; {', '.join(spent)} in all" if spent else "")
+        + ". Accuracy on validation images after each phase."
+    )
+    head = ["Phase", "Step", "Loss", "Largest network", "Smallest so far"]
+    return _section("Training", words, table("Phases", head, rows))
+
+
+def _provenance(contents: Contents) -> str:
+    facts = _run_facts(contents) | _search_facts(contents)
+    facts["Written by"] = ", ".join(f"{name}: {maker}" for name, maker in contents.makers.items())
+    facts["Report by"] = f"{made_by()}, Python {platform.python_version()}"
+    rows = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts.items())
+    return _section("Provenance", "", f'<dl class="provenance">{rows}</dl>')
+
+
+def _run_facts(contents: Contents) -> dict[str, Any]:
+    """What the supernet was trained on and how."""
+    run, data = contents.run, contents.run.settings["data"]
+    logged = (contents.log or {}).get("data") or {}
+    facts: dict[str, Any] = {"Run folder": run.path}
+    facts["Data"] = f"{data.get('name')} ({data.get('source')}), seed {data.get('seed')}, hash {data.get('hash')}"
+    if "images" in logged:
+        facts["Images"] = ", ".join(f"{n:,} {part}" for part, n in logged["images"].items())
+    if "class_names" in logged:
+        names = [str(name) for name in logged["class_names"]]
+        more = ["…"] if len(names) > MOST_NAMES else []
+        facts["Classes"] = f"{len(names)}: {', '.join(names[:MOST_NAMES] + more)}"
+    facts["Space"] = f"{run.space.key}, {run.space.count():.3g} networks"
+    facts["Recipe"] = _flat(run.settings["recipe"])
+    facts["Seed"] = run.settings["seed"]
+    return facts
+
+
+def _search_facts(contents: Contents) -> dict[str, Any]:
+    """How the front was found, and what its latencies were measured on."""
+    facts: dict[str, Any] = {}
+    if contents.front:
+        front = contents.front
+        facts["Search"] = _flat({key: value for key, value in front.provenance.items() if key != "predictor"})
+        facts["Objectives"] = ", ".join(front.objectives)
+        facts["Limits"] = ", ".join(limit_text(name, bound) for name, bound in front.limits.items()) or "none"
+    if contents.table:
+        facts["Device"] = _flat(contents.table.fingerprint)
+        facts["Timing"] = _flat(contents.table.conditions)
+        if contents.table.correction:
+            facts["Correction"] = _flat(contents.table.correction.to_dict())
+    return facts
+
+
+# ---- pieces -------------------------------------------------------------------------------------------------
+
+
+def _section(title: str, words: str, body: str) -> str:
+    paragraph = f"<p>{words}</p>" if words else ""
+    return f"<section><h2>{title}</h2>{paragraph}{body}</section>"
+
+
+def _list(lines: list[str], kind: str = "") -> str:
+    return f'<ul class="{kind}">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
+
+
+def _rank(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
+
+
+def _bar(share: float) -> str:
+    return f'<span class="meter" style="--share:{share:.3f}">{percent(share)}</span>'
+
+
+def _flat(value: Mapping[str, Any]) -> str:
+    """A mapping's plain values on one line."""
+    parts = []
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            parts.append(f"{key} ({', '.join(item)})")
+        else:
+            parts.append(f"{key} {item:.4g}" if isinstance(item, float) else f"{key} {item}")
+    return ", ".join(parts)

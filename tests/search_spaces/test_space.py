@@ -1,0 +1,174 @@
+"""Laws of architectures and rows."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import search_spaces
+from search_spaces import Architecture, SearchSpace, UserError
+
+
+@pytest.fixture(params=["ofa-mobilenet-v3", "small-mobilenet", "plain"])
+def space(request: pytest.FixtureRequest) -> SearchSpace:
+    if request.param == "plain":
+        return SearchSpace({"op_1": [0, 1, 2], "op_2": ["none", "skip"], "scale": [0.5, 1.0]}, name="cells")
+    return search_spaces.build(request.param)
+
+
+def test_rows_and_architectures_are_the_same_thing(space: SearchSpace) -> None:
+    archs = space.sample(200, seed=0)
+    rows = space.to_array(archs)
+    assert space.from_array(rows) == archs
+    assert (space.canonical(rows) == rows).all()
+    assert [space.architecture(**arch.to_dict()) for arch in archs] == archs
+    assert [space.architecture(**json.loads(json.dumps(arch.to_dict()))).id for arch in archs] == [a.id for a in archs]
+
+
+def test_equal_networks_have_equal_ids_and_others_do_not() -> None:
+    space = search_spaces.build("ofa-mobilenet-v3")
+    shallow = {"resolution": 160, "depth": [2] * 5}
+    kernels = [3, 5, 7, 3] * 5
+    a = space.architecture(**shallow, kernel=kernels, expand=6)
+    b = space.architecture(**shallow, kernel=[3, 5, 3, 7] * 5, expand=[6, 6, 3, 4] * 5)
+    assert a == b
+    assert a.id == b.id
+    assert hash(a) == hash(b)
+    assert a["kernel"] == [3, 5, None, None] * 5
+    assert space.architecture(**shallow, kernel=7, expand=6).id != a.id
+    archs = space.sample(2000, seed=5)
+    assert len({x.id for x in archs}) == len(set(archs)) == len(space.unique(space.to_array(archs)))
+
+
+def test_ids_survive_restriction_and_class_count_but_not_width() -> None:
+    space = search_spaces.build("ofa-mobilenet-v3")
+    part = space.restrict(kernel=[3, 5], resolution=[160])
+    arch = part.sample(1, seed=0)[0]
+    assert space.architecture(**arch.to_dict()) == arch
+    assert search_spaces.rebuild(space, classes=10).architecture(**arch.to_dict()).id == arch.id
+    assert search_spaces.build("ofa-mobilenet-v3", width=1.2).architecture(**arch.to_dict()).id != arch.id
+
+
+def test_the_values_come_back_as_given() -> None:
+    space = search_spaces.build("ofa-mobilenet-v3")
+    arch = space.architecture(resolution=224, depth=[4] * 5, kernel=[7] * 20, expand=[6] * 20)
+    assert arch["resolution"] == 224
+    assert arch["kernel"] == [7] * 20
+    assert arch == space.largest
+    arch["kernel"].append(1)  # a copy: the architecture does not change
+    assert arch["kernel"] == [7] * 20
+    with pytest.raises(KeyError, match="choices: resolution"):
+        arch["width"]
+
+
+def test_space_json_round_trip(space: SearchSpace) -> None:
+    part = space.restrict({space.genes[0].name: [space.genes[0].options[-1]]})
+    for one in (space, part):
+        twin = search_spaces.from_dict(json.loads(json.dumps(one.to_dict())))
+        assert twin.key == one.key
+        assert [g.options for g in twin.genes] == [g.options for g in one.genes]
+        assert twin.count() == one.count()
+
+
+def test_sampling_is_uniform_over_distinct_networks() -> None:
+    space = search_spaces.build("small-mobilenet", resolution=[32]).restrict(
+        {f"expand[{i}]": [4] for i in range(12)} | {f"depth[{s}]": [1] for s in (1, 2, 3)}
+    )
+    # depth 1, 2, 3 of the first stage: 2, 4, 8 kernels there, times 2 for each of the other stages
+    assert space.count() == (2 + 4 + 8) * 2**3
+    rows = space.sample_rows(20_000, np.random.default_rng(0))
+    keys, counts = np.unique(rows, axis=0, return_counts=True)
+    assert len(keys) == space.count()
+    expected = 20_000 / space.count()
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < space.count() + 5 * np.sqrt(2 * space.count())
+    per_gene = space.sample_rows(20_000, np.random.default_rng(0), per_gene=True)
+    depth = per_gene[:, [g.name for g in space.genes].index("depth[0]")]
+    assert np.allclose(np.bincount(depth) / 20_000, 1 / 3, atol=0.02)
+
+
+def test_variation_stays_in_the_space_and_canonical(space: SearchSpace) -> None:
+    rng = np.random.default_rng(0)
+    a, b = space.sample_rows(500, rng), space.sample_rows(500, rng)
+    for rows in (space.mutate(a, rng), space.crossover(a, b, rng)):
+        assert ((rows >= 0) & (rows < space.lengths)).all()
+        assert (space.canonical(rows) == rows).all()
+    assert (space.crossover(a, a, rng) == a).all()
+    assert (space.mutate(a, rng, rate=0.0) == a).all()
+
+
+def test_mutation_changes_about_one_gene_and_fills_new_blocks_at_random() -> None:
+    space = search_spaces.build("ofa-mobilenet-v3")
+    rng = np.random.default_rng(0)
+    rows = space.to_array([space.smallest] * 4000)
+    changed = (space.mutate(rows, rng) != rows).sum(axis=1)
+    assert 0.3 < (changed > 0).mean() < 0.95
+    deep = space.canonical(rows + 0)
+    deep = space.mutate(deep, rng, rate=1.0)
+    kernel = [i for i, g in enumerate(space.genes) if g.name == "kernel[3]"][0]
+    depth = [i for i, g in enumerate(space.genes) if g.name == "depth[0]"][0]
+    assert set(deep[deep[:, depth] == 2, kernel]) == {0, 1, 2}
+
+
+def test_crossover_takes_block_genes_from_the_parent_that_has_the_block() -> None:
+    space = search_spaces.build("ofa-mobilenet-v3")
+    shallow = space.architecture(resolution=128, depth=2, kernel=3, expand=3)
+    children = space.crossover(space.to_array([shallow] * 300), space.to_array([space.largest] * 300), np.random.default_rng(0))
+    for child in space.from_array(children):
+        for stage in range(5):
+            assert set(child["kernel"][stage * 4 + 2 : stage * 4 + 4]) <= {7, None}
+
+
+def test_encodings_tell_networks_apart_and_ignore_what_has_no_effect(space: SearchSpace) -> None:
+    rows = space.sample_rows(1000, np.random.default_rng(1))
+    rows = rows[space.unique(rows)]
+    for ordinal in (False, True):
+        features = space.encode(rows, ordinal=ordinal)
+        assert features.shape == (len(rows), len(space.feature_names(ordinal=ordinal)))
+        assert len(np.unique(features, axis=0)) == len(rows)
+    active = space.active(rows)
+    assert (space.encode(rows).sum(axis=1) == active.sum(axis=1)).all()
+    named = dict(zip(space.feature_names(), space.encode(rows[:1])[0], strict=True))
+    for gene, index, on in zip(space.genes, rows[0], active[0], strict=True):
+        assert named[f"{gene.name}={gene.options[index]}"] == float(on)
+
+
+def test_restriction_is_a_subset(space: SearchSpace) -> None:
+    gene = space.genes[0]
+    part = space.restrict({gene.name: [gene.options[0]]})
+    assert part.count() <= space.count()
+    for arch in part.sample(20, seed=0):
+        assert space.to_array(arch).shape == (1, len(space.genes))
+        assert part.from_array(part.to_array(arch)) == [arch]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.architecture(resolution=160, depth=3, kernel=3), "choice 'expand' was not given"),
+        (lambda s: s.architecture(resolution=160, depth=3, kernel=3, expand=3, width=2), "unknown choice 'width'"),
+        (lambda s: s.architecture(resolution=161, depth=3, kernel=3, expand=3), "resolution = 161 is not an option"),
+        (lambda s: s.architecture(resolution=160, depth=[3] * 4, kernel=3, expand=3), "depth has 4 values"),
+        (lambda s: s.architecture(resolution=160, depth=4, kernel=[None] * 20, expand=3), r"kernel\[0\] is None, but"),
+        (lambda s: s.restrict(kernel=[9]), r"kernel\[0\] cannot be restricted to \[9\]"),
+        (lambda s: s.restrict(kernal=[3]), "did you mean 'kernel'"),
+        (lambda s: s.macs(np.zeros((3, 7), dtype=np.int64)), r"array of shape \(3, 7\)"),
+        (lambda s: search_spaces.build("ofa-mobilenet-v2"), "did you mean 'ofa-mobilenet-v3'"),
+        (lambda s: search_spaces.build("small-mobilenet", image=224), "28 to 64"),
+        (lambda s: search_spaces.build("ofa-mobilenet-v3", width=-1), "width=-1"),
+        (lambda s: search_spaces.build("ofa-mobilenet-v3", widht=1), "did you mean 'width'"),
+        (lambda s: SearchSpace({}), "without choices"),
+        (lambda s: SearchSpace({"op": []}), "at least one option"),
+        (lambda s: SearchSpace({"op": [1]}).macs(SearchSpace({"op": [1]}).sample(1)), "no network behind it"),
+        (lambda s: s.to_array(Architecture("cells", (("op", 1),))), "belongs to cells"),
+        (lambda s: search_spaces.from_dict({"name": "small-mobilenet"}), "not the JSON of a search space"),
+    ],
+)
+def test_bad_input_is_named(call, message: str) -> None:
+    space = search_spaces.build("ofa-mobilenet-v3")
+    with pytest.raises(UserError, match=message) as caught:
+        call(space)
+    assert caught.value.allowed
+    assert caught.value.next_step
