@@ -27,6 +27,7 @@ __all__ = ["export", "predictor", "profile", "report", "score", "search", "space
 LOG_VERSION = 1
 DEFAULT_DEVICE = "onnxruntime-cpu"
 DEFAULT_SAMPLES = 100
+DEFAULT_IMAGES = 2000
 DEFAULT_POINTS = 16
 
 
@@ -122,18 +123,31 @@ def _table_path(out: str | Path | None, device: str) -> Path | None:
     return path if path.suffix == ".json" else path / "tables" / f"{device}.json"
 
 
-def predictor(kind: str, space: SearchSpace) -> ArchitecturePredictor:
-    """An unfitted predictor over a space: ``ridge``, ``gaussian-process``, or ``auto`` (chosen by cross-validation)."""
+def predictor(kind: str, space: SearchSpace, *, shares: bool = False) -> ArchitecturePredictor:
+    """An unfitted predictor over a space: ``ridge``, ``gaussian-process``, or ``auto`` (chosen by cross-validation).
+
+    ``predictor.fit(archs, values)``, then ``predictor.predict(archs)`` gives ``.mean`` and ``.std``.
+
+    Args:
+        shares: the values are accuracies in 0..1; fitted as log odds.
+    """
     import predictors
 
-    return predictors.build(kind, space)
+    return predictors.build(kind, space, shares=shares)
 
 
-def score(run: str | Path | Run, *, samples: int = DEFAULT_SAMPLES, seed: int = 0, progress: Progress = SILENT) -> list[Score]:
+def score(
+    run: str | Path | Run,
+    *,
+    samples: int = DEFAULT_SAMPLES,
+    images: int = DEFAULT_IMAGES,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> list[Score]:
     """Validate subnets of a trained run until its archive holds ``samples`` of them; returns all scores."""
     from nas.searching import score_run
 
-    return score_run(_opened(run), None, samples=samples, seed=seed, progress=progress)
+    return score_run(_opened(run), None, samples=samples, images=images, seed=seed, progress=progress)
 
 
 def search(
@@ -143,6 +157,7 @@ def search(
     objectives: Sequence[str] = ("accuracy", "latency"),
     limits: Mapping[str, Any] | None = None,
     samples: int = DEFAULT_SAMPLES,
+    images: int = DEFAULT_IMAGES,
     points: int = DEFAULT_POINTS,
     generations: int = 100,
     seed: int = 0,
@@ -159,6 +174,7 @@ def search(
         objectives: two or more of accuracy, latency, macs, params, size, memory.
         limits: objective -> bound, a number or text with a unit: ``{"latency": "5ms", "params": 4e6}``.
         samples: scored subnets that the predictor learns from.
+        images: validation images per scored subnet, at most.
         points: networks on the front, spread over it.
         generations: of NSGA-II, 100 candidates each.
         force: replace a front that is there already.
@@ -183,6 +199,7 @@ def search(
         objectives=objectives,
         limits=limits or {},
         samples=samples,
+        images=images,
         points=points,
         generations=generations,
         seed=seed,

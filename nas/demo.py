@@ -28,6 +28,7 @@ class Budget:
         images: training images (times augmented) of the supernet, and again of the largest network alone.
         width: width multiplier of the space.
         samples: scored subnets.
+        validation_images: per scored subnet, at most.
         points: networks on the front.
         limit_share: the latency limit, as a share of the largest network's estimated latency.
     """
@@ -35,6 +36,7 @@ class Budget:
     images: int = 64_000
     width: float = 0.5
     samples: int = 80
+    validation_images: int = 1000
     points: int = 12
     generations: int = 60
     limit_share: float = 0.6
@@ -119,6 +121,7 @@ def run_demo(
             device=device,
             limits={"latency": limit},
             samples=budget.samples,
+            images=budget.validation_images,
             points=budget.points,
             generations=budget.generations,
             seed=seed,
@@ -148,9 +151,8 @@ def _train(
         classes=images.classes,
         channels=images.channels,
     )
-    progress.say(
-        f"data        {images.name}: {len(images.train)} images to train, {len(images.val)} to score, {len(images.test)} to test"
-    )
+    counts = f"{len(images.train)} images to train, {len(images.val)} to score, {len(images.test)} to test"
+    progress.say(f"data        {images.name}: {counts}")
     progress.say(f"space       {space.key}: {space.count():.2e} networks, {len(space.layers())} different layers")
     epochs = budget.images / len(images.train)
     run = api.train(Supernet(space, seed=seed), images, out=folder, epochs=epochs, seed=seed, stop=stop, progress=progress)

@@ -42,7 +42,7 @@ class Run:
         """
         folder = Path(path)
         value = read_json(folder / "run.json", "run", RUN_VERSION, make=_TRAIN.replace("RUN", str(folder)))
-        settings = {key: value[key] for key in ("space", "data", "recipe", "seed") if key in value}
+        settings: dict[str, Any] = {key: value[key] for key in ("space", "data", "recipe", "seed") if key in value}
         if len(settings) != 4:
             raise UserError(
                 f"{folder / 'run.json'} is incomplete",

@@ -47,12 +47,14 @@ def score_subnets(
     archive: Archive,
     archs: list[Architecture],
     *,
+    images: int,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> list[Score]:
     """Extract, recalibrate and validate each architecture that the archive does not hold yet; returns all their scores.
 
-    Accuracy is taken on ``data.val``, which training did not see. Every score is on disk before the next one begins.
+    Accuracy is taken on up to ``images`` of ``data.val``, which training did not see. Every score is on disk before the
+    next one begins.
     """
     known = {score.arch.id: score for score in archive.scores()}
     progress.start("score subnets", len(archs))
@@ -60,8 +62,8 @@ def score_subnets(
         for arch in archs:
             if arch.id not in known:
                 network = calibrated(supernet, arch, data, seed=seed)
-                value, images = evaluate(network, data.val, int(arch.to_dict().get("resolution", data.size)))
-                known[arch.id] = Score(arch, value, images)
+                resolution = int(arch.to_dict().get("resolution", data.size))
+                known[arch.id] = Score(arch, *evaluate(network, data.val, resolution, most=images))
                 archive.add(known[arch.id])
             progress.advance()
     finally:

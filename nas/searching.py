@@ -24,11 +24,12 @@ __all__ = ["score_run", "search_run"]
 FEWEST_SAMPLES = 20
 
 
-def score_run(run: Run, table: LatencyTable | None, *, samples: int, seed: int, progress: Progress) -> list[Score]:
+def score_run(run: Run, table: LatencyTable | None, *, samples: int, images: int, seed: int, progress: Progress) -> list[Score]:
     """Make sure that the run's archive holds ``samples`` scores, and return all of them.
 
     Args:
         table: whose latency stratifies the choice of subnets; MACs without one.
+        images: validation images per subnet, at most.
     """
     if samples < FEWEST_SAMPLES:
         raise UserError(
@@ -42,7 +43,7 @@ def score_run(run: Run, table: LatencyTable | None, *, samples: int, seed: int, 
     if len(known) < samples:
         cost = table.cost(space) if table else space.cost(lambda layer: layer.macs)
         archs = choose_subnets(space, samples, cost, np.random.default_rng([seed, 0]))
-        score_subnets(run.supernet(), run.data(), archive, archs, seed=run.settings["seed"], progress=progress)
+        score_subnets(run.supernet(), run.data(), archive, archs, images=images, seed=run.settings["seed"], progress=progress)
         known = archive.scores()
     return known
 
@@ -54,6 +55,7 @@ def search_run(
     objectives: Sequence[str],
     limits: Mapping[str, Any],
     samples: int,
+    images: int,
     points: int,
     generations: int,
     seed: int,
@@ -66,13 +68,13 @@ def search_run(
     space = run.space
     latency = table.cost(space)
     check_feasible(space, objectives_of(space, latency=latency), bounds)
-    scores = score_run(run, table, samples=samples, seed=seed, progress=progress)
+    scores = score_run(run, table, samples=samples, images=images, seed=seed, progress=progress)
     fitted, card = _fit(predictor, space, scores)
     progress.say(
         f"predictor   {card['kind']}, {card['networks']} scored subnets: Spearman {_number(card['spearman'])} "
         f"and RMSE {card['rmse']:.2%} on held-out subnets (they vary by {card['spread']:.2%})"
     )
-    known = objectives_of(space, accuracy=lambda rows: np.clip(fitted.predict(rows).mean, 0.0, 1.0), latency=latency)
+    known = objectives_of(space, accuracy=lambda rows: fitted.predict(rows).mean, latency=latency)
     wanted = [known[name] for name in objectives]
     rows = nsga2(
         space, wanted, [(known[b.objective], b) for b in bounds], seed=seed, generations=generations, progress=progress
@@ -108,7 +110,7 @@ def _check_objectives(objectives: Sequence[str]) -> None:
 
 def _fit(kind: str, space: SearchSpace, scores: list[Score]) -> tuple[ArchitecturePredictor, dict[str, Any]]:
     rows, values = space.to_array([score.arch for score in scores]), accuracies(scores)
-    predictor = build(kind, space).fit(rows, values)
+    predictor = build(kind, space, shares=True).fit(rows, values)
     return predictor, report_card(predictor, rows, values).to_dict()
 
 

@@ -43,13 +43,15 @@ class Prediction:
 
 
 def _ridge() -> _Model:
-    return BayesianRidge()
+    model: _Model = BayesianRidge()
+    return model
 
 
 def _gaussian_process() -> _Model:
     # One-hot rows of two networks that differ in g genes are sqrt(2 g) apart: the bounds span one gene to all of them.
     kernel = ConstantKernel(1.0, (1e-3, 1e3)) * RBF(5.0, (1.0, 100.0)) + WhiteKernel(0.1, (1e-5, 10.0))
-    return GaussianProcessRegressor(kernel, normalize_y=False, n_restarts_optimizer=0, random_state=0)
+    model: _Model = GaussianProcessRegressor(kernel, normalize_y=False, n_restarts_optimizer=0, random_state=0)
+    return model
 
 
 PREDICTORS: Mapping[str, Callable[[], _Model]] = {
@@ -64,15 +66,18 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
     Args:
         kind: a name of `PREDICTORS`, or ``auto``: the kind with the smallest error in 5-fold cross-validation.
         space: the architectures' space.
+        shares: the values are shares (accuracies) in 0..1: fitted as log odds, so that predictions stay inside and keep
+            telling good networks apart where accuracies crowd below 1.
 
     Attributes:
         kind_: the kind that is in use after `fit`.
-        errors_: cross-validated root mean squared error of each kind that was tried.
+        errors_: cross-validated root mean squared error of each kind that was tried (in log odds for shares).
     """
 
-    def __init__(self, kind: str, space: SearchSpace) -> None:
+    def __init__(self, kind: str, space: SearchSpace, shares: bool = False) -> None:
         self.kind = kind
         self.space = space
+        self.shares = shares
 
     def fit(self, archs: Archs, values: ArrayLike) -> ArchitecturePredictor:
         """Fit to measured values, (N,).
@@ -90,6 +95,8 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
             )
         if self.kind != "auto" and self.kind not in PREDICTORS:
             raise unknown_name("predictor", self.kind, [*PREDICTORS, "auto"], command="nas search --help")
+        if self.shares:
+            target = _log_odds(target)
         # A column that never varies says nothing; scaled values suit every kind's priors.
         self.columns_ = np.flatnonzero(features.std(axis=0) > 0)
         self.center_, self.scale_ = target.mean(), target.std() or 1.0
@@ -104,7 +111,11 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
         """Mean and spread for architectures, a list of them, or an (N, genes) array."""
         features = self.space.encode(archs).astype(np.float64)[:, self.columns_]
         mean, std = self.model_.predict(features, return_std=True)
-        return Prediction(mean * self.scale_ + self.center_, std * self.scale_)
+        mean, std = mean * self.scale_ + self.center_, std * self.scale_
+        if self.shares:
+            mean = 1 / (1 + np.exp(-mean))
+            std = std * mean * (1 - mean)  # to first order
+        return Prediction(mean, std)
 
     def score(self, archs: Archs, values: ArrayLike) -> float:
         """Coefficient of determination of the mean."""
@@ -113,11 +124,17 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
         return float(1 - (residual**2).sum() / ((target - target.mean()) ** 2).sum())
 
 
-def build(kind: str, space: SearchSpace) -> ArchitecturePredictor:
-    """An unfitted predictor by name (``auto``, or one of `PREDICTORS`)."""
+def build(kind: str, space: SearchSpace, *, shares: bool = False) -> ArchitecturePredictor:
+    """An unfitted predictor by name (``auto``, or one of `PREDICTORS`); see `ArchitecturePredictor`."""
     if kind != "auto" and kind not in PREDICTORS:
         raise unknown_name("predictor", kind, [*PREDICTORS, "auto"], command="nas search --help")
-    return ArchitecturePredictor(kind, space)
+    return ArchitecturePredictor(kind, space, shares)
+
+
+def _log_odds(shares: Values) -> Values:
+    """Log odds of shares; those at 0 or 1 as if one image in a thousand were the other way."""
+    inside = np.clip(shares, 0.001, 0.999)
+    return np.log(inside / (1 - inside))
 
 
 def _quiet_fit(model: _Model, features: Values, target: Values) -> _Model:

@@ -24,7 +24,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     network.eval()
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
-    bias = {norm: 1.0 for norm in norms}  # (n-1)/n: torch averages unbiased variances, the method biased ones
+    bias = dict.fromkeys(norms, 1.0)  # (n-1)/n: torch averages unbiased variances, the method biased ones
 
     def count(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         n = inputs[0].numel() / inputs[0].shape[1]

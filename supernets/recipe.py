@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces import SearchSpace
-from search_spaces.errors import UserError
 from search_spaces.architecture import Value
+from search_spaces.errors import UserError
 
 __all__ = ["Phase", "PhaseSettings", "Recipe", "plan_phases"]
 
@@ -96,7 +96,9 @@ def _typed(cls: type, value: Any, source: str) -> Any:
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
-            raise UserError(f"{source}: unknown key '{name}'{hint}", allowed=f"Keys: {', '.join(fields)}", next_step="Correct it")
+            raise UserError(
+                f"{source}: unknown key '{name}'{hint}", allowed=f"Keys: {', '.join(fields)}", next_step="Correct it"
+            )
         kind = str(fields[name].type)
         if kind in kinds and (not isinstance(given, kinds[kind]) or (kind != "bool" and isinstance(given, bool))):
             raise UserError(f"{source}: {name} = {given!r}", allowed=f"{name} is a {kind}", next_step="Correct it")

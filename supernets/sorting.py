@@ -7,6 +7,7 @@ can stand at a position, so no block needs code of its own.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 
 import torch
@@ -74,7 +75,6 @@ def _order(importance: Tensor, widths: set[int]) -> Tensor:
     """Indices by falling importance within each segment between the trained widths."""
     edges = sorted({0, len(importance), *widths})
     parts = [
-        start + torch.argsort(importance[start:stop], descending=True, stable=True)
-        for start, stop in zip(edges, edges[1:], strict=False)
+        start + torch.argsort(importance[start:stop], descending=True, stable=True) for start, stop in itertools.pairwise(edges)
     ]
     return torch.cat(parts)

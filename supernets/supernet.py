@@ -17,7 +17,6 @@ __all__ = ["Supernet"]
 _CACHED_ARCHITECTURES = 1024
 
 
-
 class Supernet(nn.Module):
     """All networks of a space in one set of weights.
 
@@ -60,9 +59,9 @@ class Supernet(nn.Module):
         self._plans: dict[tuple[int, Layer, bool], SlicePlan] = {}
         self._paths: dict[tuple[Architecture, bool], list[SlicePlan]] = {}
 
-    def _kernel_sizes(self, position: int) -> set[int]:
+    def _kernel_sizes(self, position: int) -> list[int]:
         layers = self.space.layers_at(self.space.positions[position])
-        return {getattr(layer, "kernel", 1) for layer in layers if layer is not None}
+        return sorted({getattr(layer, "kernel", 1) for layer in layers if layer is not None})
 
     def plan(self, position: int, layer: Layer, *, training: bool) -> SlicePlan:
         """How a layer at a position of the space runs on this supernet's weights; kept for the next call."""

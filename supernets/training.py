@@ -36,6 +36,7 @@ CHECKPOINT_VERSION = 1
 CALIBRATION_IMAGES = 2000
 CALIBRATION_BATCH = 200
 EVALUATION_BATCH = 250
+LOG_IMAGES = 2000  # validation images for the log's accuracies
 
 # Purposes of random draws, the second number of every seed.
 _ORDER, _STEP, _CALIBRATION = 1, 2, 3
@@ -81,16 +82,20 @@ def calibrated(supernet: Supernet, arch: Architecture, data: ImageData, *, seed:
     size = min(CALIBRATION_BATCH, len(order))
     usable = len(order) // size * size
     resolution = _resolution(arch, data)
-    recalibrate(
-        network, (data.train.batch(part, resolution, rng=rng).to(device) for part in order[:usable].reshape(-1, size))
-    )
+    recalibrate(network, (data.train.batch(part, resolution, rng=rng).to(device) for part in order[:usable].reshape(-1, size)))
     return network
 
 
-def evaluate(network: nn.Module, split: Split, resolution: int) -> tuple[float, int]:
-    """Top-1 accuracy of a network as a fraction, and the number of images."""
+def evaluate(network: nn.Module, split: Split, resolution: int, *, most: int | None = None) -> tuple[float, int]:
+    """Top-1 accuracy of a network as a fraction, and the number of images.
+
+    Args:
+        most: images to use: an even sample of the split, always the same; None uses all.
+    """
     device = next(network.parameters()).device
-    parts = np.array_split(np.arange(len(split)), math.ceil(len(split) / EVALUATION_BATCH))
+    count = len(split) if most is None else min(most, len(split))
+    chosen = np.linspace(0, len(split) - 1, count).astype(np.int64)
+    parts = np.array_split(chosen, math.ceil(count / EVALUATION_BATCH))
     return accuracy(network, ((split.batch(p, resolution).to(device), split.labels[p].to(device)) for p in parts))
 
 
@@ -205,11 +210,13 @@ class _Run:
 
     def leave(self, phase: Phase) -> None:
         if phase.opens == "full" and self.recipe.distill:
-            self.teacher = calibrated(self.supernet, self.supernet.space.largest, self.data, seed=self.seed).requires_grad_(False)
+            self.teacher = calibrated(self.supernet, self.supernet.space.largest, self.data, seed=self.seed).requires_grad_(
+                False
+            )
         row: dict[str, Any] = {"phase": phase.name, "step": self.step, "loss": float(np.mean(self.losses[-100:]))}
         for label, arch in (("largest", phase.space.largest), ("smallest", phase.space.smallest)):
             network = calibrated(self.supernet, arch, self.data, seed=self.seed)
-            row[label], _ = evaluate(network, self.data.val, _resolution(arch, self.data))
+            row[label], _ = evaluate(network, self.data.val, _resolution(arch, self.data), most=LOG_IMAGES)
         self.log.append(row)
         self.losses, self.momentum = [], {}
         self.save(None)
@@ -217,14 +224,17 @@ class _Run:
     # ---- one step ----
 
     def optimiser(self, phase: Phase) -> torch.optim.Optimizer:
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for name, parameter in self.supernet.named_parameters():
             if "kernels." in name:
                 (decayed if self.recipe.decay_kernel_maps else plain).append(parameter)
             else:
                 (plain if ".norm." in name or name.endswith("bias") else decayed).append(parameter)
         groups = [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimiser = torch.optim.SGD(groups, lr=phase.settings.lr, momentum=self.recipe.momentum, nesterov=self.recipe.momentum > 0)
+        optimiser = torch.optim.SGD(
+            groups, lr=phase.settings.lr, momentum=self.recipe.momentum, nesterov=self.recipe.momentum > 0
+        )
         named = dict(self.supernet.named_parameters())
         for name, buffer in self.momentum.items():
             optimiser.state[named[name]]["momentum_buffer"] = buffer.to(self.device)

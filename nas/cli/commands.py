@@ -248,17 +248,19 @@ def _show_verification(result: Any) -> None:
     rows = []
     for item in [*result.networks, *result.baselines]:
         promised = item.promised
+        half = 50 * (item.accuracy_high - item.accuracy_low)
         rows.append(
             (
                 item.id,
-                f"{promised['accuracy']:.1%}" if promised else "-",
-                f"{item.accuracy:.1%}  [{item.accuracy_low:.1%}, {item.accuracy_high:.1%}]",
-                f"{promised['latency']:.3g}" if promised else "-",
+                f"{promised['accuracy']:.1%}" if promised else "",
+                f"{item.accuracy:.1%} ±{half:.1f}",
+                f"{promised['latency']:.3g}" if promised else "",
                 f"{item.latency_ms:.3g}",
                 "; ".join(item.broken) or ("kept" if promised else "baseline"),
             )
         )
-    show_table(["network", "accuracy promised", "verified  [95 %]", "latency ms promised", "verified", "limits"], rows)
+    columns = ["network", "accuracy", "verified", "latency ms", "verified", "limits"]
+    show_table(columns, rows, title="promised, then verified on the test images and on the device")
 
 
 @app.command()

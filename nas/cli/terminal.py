@@ -95,11 +95,12 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: 
     """A plain table on stdout; numbers to the right."""
     table = Table(title=title or None, box=None, pad_edge=False, title_justify="left")
     for index, column in enumerate(columns):
-        numeric = all(str(row[index])[:1].isdigit() or str(row[index])[:1] in "-+" for row in rows)
+        numeric = all(not str(row[index]) or str(row[index])[0] in "0123456789-+" for row in rows)
         table.add_column(column, justify="right" if numeric and rows else "left", overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty()).print(table)
+    # A file or a pipe has no width: nothing is wrapped there.
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 def fail(error: UserError) -> int:

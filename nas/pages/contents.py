@@ -141,7 +141,8 @@ def read_contents(run: Run) -> Contents:
     scores = reader.read("scored subnets", run.study, lambda: _scores(run), f"nas search {folder}")
     exports = _exports(run, front, reader)
     verification = _verification(run, front, reader, f"nas verify {folder}{option}")
-    baselines = reader.read("baseline", run.path / "baselines", lambda: read_baselines(run), f"nas demo --out {folder}")
+    record = next((run.path / "baselines").glob("*.json"), run.path / "baselines" / "largest-alone.json")
+    baselines = reader.read("baseline", record, lambda: read_baselines(run), f"nas demo --out {folder}")
     verified = {network.id: network for network in verification.networks} if verification else {}
     rows = [Row(p, exports.get(p.arch.id), verified.get(p.arch.id)) for p in front] if front else []
     return Contents(
@@ -169,14 +170,30 @@ def _training(run: Run, reader: _Reader) -> dict[str, Any] | None:
     if not run.weights.exists():
         reader.lacks("The supernet is not trained to the end", command)
     path = run.file("training/log.json")
-    return reader.read("training log", path, lambda: read_json(path, "training-log", LOG_VERSION, make=command), command)
+    return reader.read("training log", path, lambda: _log(path, command), command)
 
 
-def _front(path: Path) -> ParetoFront | None:
+def _log(path: Path, command: str) -> dict[str, Any]:
+    log = read_json(path, "training-log", LOG_VERSION, make=command)
+    for row in log["phases"]:
+        _need(row, "phase", "step", "loss", "largest", "smallest")
+    return log
+
+
+def _need(value: dict[str, Any], *names: str) -> None:
+    """KeyError where a name is missing."""
+    for name in names:
+        value[name]
+
+
+def _front(path: Path) -> ParetoFront:
     front = ParetoFront.load(path)
     if not front.points:
         raise ValueError("it has no networks")
-    front.provenance["device"]
+    _need(front.provenance, "device", "predictor")
+    _need(front.provenance["predictor"], "kind", "networks", "rmse", "spread", "covered_90")
+    for point in front:
+        _need(point.values, "accuracy", "latency", "macs", "params", "size")
     return front
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from nas.objectives import Limit, format_value
 from nas.pages.contents import Contents, Row
 from nas.pages.words import count, ms, percent, text
-from nas.pareto import ParetoFront
+from nas.pareto import ParetoFront, Point
 from search_spaces import Architecture, SearchSpace
 from search_spaces.errors import UserError
 
@@ -182,12 +182,14 @@ def _hover(row: Row, kind: str) -> str:
             f"verified {percent(v.accuracy)} ({percent(v.accuracy_low)} to {percent(v.accuracy_high)}), {ms(v.latency_ms)}"
         )
     else:
-        spread = row.point.std.get("accuracy")
-        numbers = f"promised {percent(values['accuracy'])}{f' ± {percent(spread)}' if spread is not None else ''}, {ms(values['latency'])}"
+        spread = f" ± {percent(row.point.std['accuracy'])}" if "accuracy" in row.point.std else ""
+        numbers = f"promised {percent(values['accuracy'])}{spread}, {ms(values['latency'])}"
     choices = re.sub(r", (?=\w+=)", "<br>", text(row.point.arch))
-    return (
-        f"<b>{text(row.id)}</b><br>{numbers}<br>{count(values['macs'])} MACs, {count(values['params'])} parameters<br>{choices}"
-    )
+    return f"<b>{text(row.id)}</b><br>{numbers}<br>{_counts(row.point)}<br>{choices}"
+
+
+def _counts(point: Point) -> str:
+    return f"{count(point.values['macs'])} MACs, {count(point.values['params'])} parameters"
 
 
 def _range(contents: Contents, traces: Sequence[Trace]) -> tuple[list[float], list[float]]:
@@ -269,7 +271,7 @@ def network_facts(contents: Contents, row: Row) -> dict[str, Any]:
         },
         "verified": asdict(row.verified) if row.verified else None,
         "export": asdict(row.export) if row.export else None,
-        "counts": f"{count(point.values['macs'])} MACs, {count(point.values['params'])} parameters, {count(point.values['size'], 'B')} of weights",
+        "counts": f"{_counts(point)}, {count(point.values['size'], 'B')} of weights",
         "names": [name for name in ("fastest", "knee", "best") if front.pick(name).arch.id == row.id],
         "command": contents.export_command(row.id),
         "drawing": _drawing(front.space, point.arch),
@@ -300,7 +302,7 @@ def _drawing(space: SearchSpace, arch: Architecture) -> list[dict[str, Any]]:
             continue
         channels, side, _ = layer.out_shape
         middle = getattr(layer, "mid_channels", None)
-        rows[-1]["note"] = f"{channels} ch, {side}×{side}"
+        rows[-1]["note"] = f"{channels} ch, {side} px"
         rows[-1]["blocks"].append(
             {
                 "name": name or stage,

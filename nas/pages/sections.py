@@ -13,7 +13,7 @@ from search_spaces.artifacts import made_by
 
 __all__ = ["sections"]
 
-NONE = "–"
+NONE = "&ndash;"
 MOST_NAMES = 20  # classes that are listed
 
 
@@ -54,7 +54,7 @@ def _summary(contents: Contents) -> list[str]:
         return ["<strong>No front yet.</strong> The page shows what the run holds so far."]
     latencies = [row.latency_ms for row in contents.rows]
     kind = "verified" if contents.verification else "promised"
-    span = f"{ms(min(latencies))} to {ms(max(latencies))}, {max(latencies) / min(latencies):.1f}× apart"
+    span = f"{ms(min(latencies))} to {ms(max(latencies))}, {max(latencies) / min(latencies):.1f} times apart"
     lines = [f"<strong>{len(latencies)} networks</strong> from {span} ({kind})."]
     return lines + _checked(contents) + _proofs(contents) + _limits(contents)
 
@@ -136,8 +136,10 @@ def _networks(contents: Contents) -> str:
     rows += [_baseline_row(contents, b) for b in (contents.verification.baselines if contents.verification else [])]
     clock = contents.verification.clock if contents.verification else "wall"
     notes = [
-        "Promised accuracy is predicted from scored subnets (± one standard deviation); promised latency is estimated from the table.",
-        "ONNX proof: largest difference of a logit to torch relative to the largest logit, and share of test images with the same class.",
+        "Promised accuracy is predicted from scored subnets (± one standard deviation),",
+        "promised latency is estimated from the table.",
+        "ONNX proof: largest difference of a logit to torch relative to the largest logit,",
+        "and share of test images with the same class.",
     ]
     if clock == "cpu":
         notes.append("Latencies are CPU time: the machine was too busy for the wall clock.")
@@ -192,7 +194,8 @@ def _predictor(contents: Contents) -> str:
         )
     if card["spread"] > 0:
         words.append(
-            f"its error is <strong>{100 * card['rmse']:.2f} points</strong>, where guessing the mean would be wrong by {100 * card['spread']:.2f}"
+            f"its error is <strong>{100 * card['rmse']:.2f} points</strong>, "
+            f"where guessing the mean would be wrong by {100 * card['spread']:.2f}"
         )
     words.append(f"its 90 % intervals hold {percent(card['covered_90'], 0)} of the true values")
     head = ["Predictor", "Scored subnets", "Kendall", "Spearman", "RMSE, points", "Spread, points", "In 90&nbsp;% interval"]
@@ -229,9 +232,10 @@ def _table_quality(contents: Contents) -> str:
         rows.append([*row, _rank(e["spearman"])])
     corrected, noise, macs = found["corrected"], found["noise"], found["baseline"]
     words = (
-        f"{len(contents.table.entries)} layers were timed. On {quality.networks} whole networks that the correction has not seen, half of the "
-        f"estimates are within <strong>{percent(corrected['median'])}</strong>; measuring the same network again differs by "
-        f"{percent(noise['median'])}, which no estimate can beat, and a line in MACs misses by {percent(macs['median'])}."
+        f"{len(contents.table.entries)} layers were timed. On {quality.networks} whole networks that the correction has not "
+        f"seen, half of the estimates are within <strong>{percent(corrected['median'])}</strong>; measuring the same network "
+        f"again differs by {percent(noise['median'])}, which no estimate can beat, and a line in MACs misses by "
+        f"{percent(macs['median'])}."
     )
     head = ["Estimate", "Median error", "Bias", "Within 5&nbsp;%", "Within 10&nbsp;%", "Spearman"]
     return _section("Latency table", words, table("Against measured networks", head, rows))
@@ -243,12 +247,12 @@ def _training(contents: Contents) -> str:
         return ""
     rows = [[text(p["phase"]), f"{p['step']:,}", f"{p['loss']:.3f}", _bar(p["largest"]), _bar(p["smallest"])] for p in phases]
     seconds, images = contents.log.get("seconds"), contents.log.get("images")
-    spent = [f"{images:,} images"] * (images is not None) + [f"{seconds:,.0f} s"] * (seconds is not None)
-    words = (
-        f"Progressive shrinking, {len(phases)} phases"
-        + (f"; {', '.join(spent)} in all" if spent else "")
-        + ". Accuracy on validation images after each phase."
-    )
+    words = f"{len(phases)} phases"
+    if images is not None and seconds is not None:
+        words += f" on {images:,} images (times augmented); the last process took {seconds:,.0f} s"
+    words += ". Accuracy is that on validation images after the phase."
+    if contents.run.settings["recipe"].get("distill"):
+        words += " From the second phase on, the loss has the teacher's soft labels in it."
     head = ["Phase", "Step", "Loss", "Largest network", "Smallest so far"]
     return _section("Training", words, table("Phases", head, rows))
 

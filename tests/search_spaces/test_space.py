@@ -107,8 +107,8 @@ def test_mutation_changes_about_one_gene_and_fills_new_blocks_at_random() -> Non
     assert 0.3 < (changed > 0).mean() < 0.95
     deep = space.canonical(rows + 0)
     deep = space.mutate(deep, rng, rate=1.0)
-    kernel = [i for i, g in enumerate(space.genes) if g.name == "kernel[3]"][0]
-    depth = [i for i, g in enumerate(space.genes) if g.name == "depth[0]"][0]
+    kernel = [g.name for g in space.genes].index("kernel[3]")
+    depth = [g.name for g in space.genes].index("depth[0]")
     assert set(deep[deep[:, depth] == 2, kernel]) == {0, 1, 2}
 
 

@@ -70,7 +70,7 @@ class StopAt:
         return self.calls in self.steps
 
 
-def test_phases_open_the_space_step_by_step(data: ImageData) -> None:
+def test_phases_open_the_space_step_by_step() -> None:
     space = search_spaces.build("small-mobilenet")
     phases = plan_phases(RECIPE, space, steps=100)
     assert [p.name for p in phases] == [
@@ -186,8 +186,8 @@ def test_bad_matches_are_named(data: ImageData) -> None:
         train(new_supernet(data), data, replace(RECIPE, batch=4096))
     with pytest.raises(UserError, match="training steps for 7 phases"):
         train(new_supernet(data), data, replace(RECIPE, epochs=0.1))
+    hot = {name: replace(phase, lr=1e12, warmup=0.0) for name, phase in RECIPE.phases.items()}
     with pytest.raises(UserError, match="diverged at step"):
-        hot = {name: replace(phase, lr=1e12, warmup=0.0) for name, phase in RECIPE.phases.items()}
         train(new_supernet(data), data, replace(RECIPE, phases=hot))
 
 
