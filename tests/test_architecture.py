@@ -45,7 +45,8 @@ class Module:
 
     @property
     def storey(self) -> str:
-        return "nas.cli" if within(self.name, "nas.cli") else self.name.split(".")[0]
+        # `python -m nas` is the command line, too.
+        return "nas.cli" if within(self.name, "nas.cli") or self.name == "nas.__main__" else self.name.split(".")[0]
 
     def at(self, node: ast.stmt | ast.expr) -> str:
         return f"{self.path.relative_to(ROOT)}:{node.lineno}"
