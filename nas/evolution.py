@@ -1,91 +1,117 @@
-"""NSGA-II over a search space: pymoo's algorithm with operators on rows of option indices."""
+"""NSGA-II over a search space, on arrays of rows: no object per candidate, so that predictions set the pace."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pymoo.algorithms.moo.nsga2 import NSGA2
-from pymoo.core.crossover import Crossover
-from pymoo.core.duplicate import DuplicateElimination
-from pymoo.core.mutation import Mutation
-from pymoo.core.problem import Problem
-from pymoo.core.sampling import Sampling
+from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from nas.objectives import Limit, Objective
 from nas.pareto import non_dominated
 from search_spaces import SearchSpace
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
+from search_spaces.rows import row_keys
 
-__all__ = ["nsga2"]
+__all__ = ["Evolved", "evolve", "nsga2", "skewed_rows"]
 
 Rows = NDArray[np.int64]
+Values = NDArray[np.float64]
+Price = Callable[[Rows], tuple[Values, Values]]
 
 
-class _Costs(Problem):  # type: ignore[misc]
-    """Objectives (minimised) and limits of whole populations."""
+@dataclass(frozen=True)
+class Evolved:
+    """What an evolution found.
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[Objective], limits: Sequence[tuple[Objective, Limit]]) -> None:
-        super().__init__(n_var=len(space.genes), n_obj=len(objectives), n_ieq_constr=len(limits), xl=0, xu=space.lengths - 1)
-        self.objectives, self.limits = objectives, limits
+    Attributes:
+        front: non-dominated networks within all limits, of all generations, (N, genes).
+        population: the last one, best first.
+        least: the smallest violation of the limits that was met; 0 where a network within them was.
+    """
 
-    def _evaluate(self, x: Rows, out: dict[str, Any], *_args: Any, **_kwargs: Any) -> None:
-        rows = x.astype(np.int64)
-        known = {objective.name: objective.values(rows) for objective in self.objectives}
-        out["F"] = np.column_stack([-known[o.name] if o.maximise else known[o.name] for o in self.objectives])
-        # A violation in shares of the bound, so that limits of different units weigh alike.
-        excess = [limit.excess(known.get(o.name, o.values(rows))) / limit.bound for o, limit in self.limits]
-        out["G"] = np.column_stack(excess) if excess else np.empty((len(rows), 0))
-
-
-class _Start(Sampling):  # type: ignore[misc]
-    """The smallest and the largest network, then networks of every size: both ends of the front are there from the start."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        super().__init__()
-        self.space = space
-
-    def _do(self, _problem: Problem, n_samples: int, *, random_state: np.random.Generator, **_kwargs: Any) -> Rows:
-        ends = self.space.to_array([self.space.smallest, self.space.largest])
-        skew = np.exp(random_state.normal(size=(n_samples, 1)))
-        draws = random_state.random((n_samples, len(self.space.genes))) ** skew
-        rows = np.concatenate([ends, self.space.canonical(np.floor(draws * self.space.lengths).astype(np.int64))])
-        return rows[:n_samples]
+    front: Rows
+    population: Rows
+    least: float
 
 
-class _UniformCrossover(Crossover):  # type: ignore[misc]
-    def __init__(self, space: SearchSpace) -> None:
-        super().__init__(2, 2)
-        self.space = space
+def evolve(
+    space: SearchSpace,
+    price: Price,
+    *,
+    start: Rows,
+    rng: np.random.Generator,
+    population: int = 100,
+    generations: int = 100,
+    progress: Progress = SILENT,
+) -> Evolved:
+    """NSGA-II (Deb et al. 2002) with uniform crossover and per-gene mutation over options.
 
-    def _do(self, _problem: Problem, parents: Rows, *, random_state: np.random.Generator, **_kwargs: Any) -> Rows:
-        first, second = parents.astype(np.int64)  # each (matings, genes)
-        children = [self.space.crossover(first, second, random_state), self.space.crossover(second, first, random_state)]
-        return np.stack(children)
+    Args:
+        price: canonical rows to costs (N, objectives), all minimised, and violations (N,), 0 within the limits.
+        start: networks to begin with; random ones of every size fill the population up.
+    """
+    rows = np.concatenate([start, skewed_rows(space, max(0, population - len(start)), rng)])
+    rows = rows[space.unique(rows)]
+    costs, violation = price(rows)
+    front, front_costs, least = rows[:0], costs[:0], np.inf
+    for generation in range(generations):
+        if generation:
+            first, second = (rows[np.minimum(*rng.integers(len(rows), size=(2, population)))] for _ in range(2))
+            made = _new(space.mutate(space.crossover(first, second, rng), rng), rows)
+            made_costs, made_violation = price(made)
+            rows, costs = np.concatenate([rows, made]), np.concatenate([costs, made_costs])
+            violation = np.concatenate([violation, made_violation])
+        within = violation <= 0
+        least = min(least, float(violation.min(initial=np.inf)))
+        front, front_costs = np.concatenate([front, rows[within]]), np.concatenate([front_costs, costs[within]])
+        keep = non_dominated(front_costs)
+        front, front_costs = front[keep], front_costs[keep]
+        best = _survivors(costs, violation, population)
+        rows, costs, violation = rows[best], costs[best], violation[best]
+        progress.advance()
+    return Evolved(front, rows, max(0.0, least))
 
 
-class _GeneMutation(Mutation):  # type: ignore[misc]
-    def __init__(self, space: SearchSpace) -> None:
-        super().__init__()
-        self.space = space
-
-    def _do(self, _problem: Problem, rows: Rows, *, random_state: np.random.Generator, **_kwargs: Any) -> Rows:
-        return self.space.mutate(rows.astype(np.int64), random_state)
+def skewed_rows(space: SearchSpace, n: int, rng: np.random.Generator) -> Rows:
+    """N random networks of every size: each leans towards small or towards large options, (N, genes)."""
+    skew = np.exp(rng.normal(size=(n, 1)))
+    return space.canonical(np.floor(rng.random((n, len(space.genes))) ** skew * space.lengths).astype(np.int64))
 
 
-class _Distinct(DuplicateElimination):  # type: ignore[misc]
-    """Rows are canonical, so equal networks have equal bytes."""
+def _new(made: Rows, known: Rows) -> Rows:
+    """The distinct rows of ``made`` that are not among ``known``."""
+    first = np.unique(row_keys(np.concatenate([known, made])), return_index=True)[1]
+    return made[np.sort(first[first >= len(known)]) - len(known)]
 
-    def _do(self, population: Any, other: Any, is_duplicate: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        seen = set() if other is None else {row.tobytes() for row in other.get("X").astype(np.int64)}
-        for index, row in enumerate(population.get("X").astype(np.int64)):
-            key = row.tobytes()
-            is_duplicate[index] |= key in seen
-            seen.add(key)
-        return is_duplicate
+
+def _survivors(costs: Values, violation: Values, n: int) -> NDArray[np.intp]:
+    """The best n rows, best first: by front and crowding within the limits, by violation outside them."""
+    within = np.flatnonzero(violation <= 0)
+    chosen: list[NDArray[np.intp]] = []
+    if len(within):
+        for front in NonDominatedSorting().do(costs[within], n_stop_if_ranked=n):
+            members = within[front]
+            chosen.append(members[np.argsort(-_crowding(costs[members]), kind="stable")])
+    outside = np.flatnonzero(violation > 0)
+    chosen.append(outside[np.argsort(violation[outside], kind="stable")])
+    return np.concatenate(chosen)[:n]
+
+
+def _crowding(costs: Values) -> Values:
+    """How far the neighbours of each row of a front are apart, (N,); infinite at the ends."""
+    distance = np.zeros(len(costs))
+    for column in costs.T:
+        order = np.argsort(column, kind="stable")
+        ordered = column[order]
+        span = ordered[-1] - ordered[0]
+        gaps = np.full(len(costs), np.inf)
+        gaps[1:-1] = (ordered[2:] - ordered[:-2]) / span if span > 0 else 0.0
+        distance[order] += gaps
+    return distance
 
 
 def nsga2(
@@ -100,45 +126,39 @@ def nsga2(
 ) -> Rows:
     """The non-dominated feasible networks of all generations, (N, genes) canonical rows.
 
-    NSGA-II (Deb et al. 2002) as pymoo has it, with uniform crossover and per-gene mutation over options, and a memory
-    of every network it met: the front is taken from all of them, not from the last population alone.
-
     Raises:
         UserError: no network within all limits was met.
     """
-    problem = _Costs(space, objectives, limits)
-    algorithm = NSGA2(
-        pop_size=population,
-        sampling=_Start(space),
-        crossover=_UniformCrossover(space),
-        mutation=_GeneMutation(space),
-        eliminate_duplicates=_Distinct(),
-    )
-    algorithm.setup(problem, termination=("n_gen", generations), seed=seed)
-    rows, costs = np.empty((0, len(space.genes)), dtype=np.int64), np.empty((0, len(objectives)))
-    least = np.inf
+
+    def price(rows: Rows) -> tuple[Values, Values]:
+        known = {objective.name: objective.values(rows) for objective in objectives}
+        costs = np.column_stack([-known[o.name] if o.maximise else known[o.name] for o in objectives])
+        violation = np.zeros(len(rows))
+        for objective, limit in limits:
+            values = known[objective.name] if objective.name in known else objective.values(rows)
+            # In shares of the bound, so that limits of different units weigh alike.
+            violation += np.maximum(limit.excess(values) / limit.bound, 0.0)
+        return costs, violation
+
+    ends = space.to_array([space.smallest, space.largest])  # both ends of the front are there from the start
     progress.start("search (NSGA-II)", generations)
     try:
-        while algorithm.has_next():
-            found = algorithm.ask()
-            algorithm.evaluator.eval(problem, found)
-            algorithm.tell(infills=found)
-            violation = np.clip(found.get("G"), 0, None).sum(axis=1)
-            least = min(least, float(violation.min(initial=np.inf)))
-            good = violation <= 0
-            rows = np.concatenate([rows, found.get("X")[good].astype(np.int64)])
-            costs = np.concatenate([costs, found.get("F")[good]])
-            if len(rows):
-                keep = non_dominated(costs)
-                rows, costs = rows[keep], costs[keep]
-            progress.advance()
+        found = evolve(
+            space,
+            price,
+            start=ends,
+            rng=np.random.default_rng(seed),
+            population=population,
+            generations=generations,
+            progress=progress,
+        )
     finally:
         progress.stop()
-    if not len(rows):
+    if not len(found.front):
         names = ", ".join(str(limit) for _, limit in limits)
         raise UserError(
             f"no network of {space.key} was found within all limits together: {names}",
-            allowed=f"The nearest one exceeds them by {least:.1%} of the bounds in sum",
+            allowed=f"The nearest one exceeds them by {found.least:.1%} of the bounds in sum",
             next_step="Relax a limit",
         )
-    return rows[np.lexsort(costs.T)]
+    return found.front[np.lexsort(price(found.front)[0].T)]

@@ -110,6 +110,16 @@ class RowSpace:
             counts.append(product)
         return counts
 
+    def all_rows(self) -> Rows:
+        """Every network of the space once, (count, genes); only for spaces small enough to be listed."""
+        rows = np.zeros((1, len(self.genes)), dtype=np.int64)
+        for index in sorted(range(len(self.genes)), key=self._generation):
+            options = np.where(self.active(rows)[:, index], self.lengths[index], 1)
+            first = np.repeat(np.cumsum(options) - options, options)
+            rows = np.repeat(rows, options, axis=0)
+            rows[:, index] = np.arange(len(rows)) - first
+        return rows
+
     # ---- random variation -----------------------------------------------------------------------------------
 
     @cached_property

@@ -1,0 +1,163 @@
+"""A Gaussian process over architectures: a sum over genes plus interactions, one weight per gene learnt from the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+
+from predictors.kernel import GeneKernel
+from search_spaces import SearchSpace
+
+__all__ = ["ArchitectureProcess"]
+
+Rows = NDArray[np.int64]
+Values = NDArray[np.float64]
+
+ITERATIONS = 60
+MOST_FOR_WEIGHTS = 400  # weights are learnt from at most so many rows; the posterior uses all
+_JITTER = 1e-6
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Hyperparameters as logarithms.
+
+    Attributes:
+        near: of the terms in the distance of the interactions, (terms,).
+        alone: of the terms in the sum over genes, (terms,).
+        both: variance of the interactions.
+        noise: variance of a measurement.
+    """
+
+    near: Values
+    alone: Values
+    both: float
+    noise: float
+
+    def flat(self) -> Values:
+        return np.concatenate([self.near, self.alone, [self.both, self.noise]])
+
+    @classmethod
+    def of(cls, flat: Values) -> _Weights:
+        terms = (len(flat) - 2) // 2
+        return cls(flat[:terms], flat[terms:-2], float(flat[-2]), float(flat[-1]))
+
+
+class ArchitectureProcess:
+    """Gaussian process regression with the covariance ``sum over genes + both * exp(-distance)``.
+
+    The sum carries what every gene does on its own, the exponential what genes do together. Weights are the most
+    probable ones under log-normal priors (automatic relevance determination, MacKay 1994; additive kernels, Duvenaud
+    et al. 2011), found by L-BFGS on the marginal likelihood with exact gradients.
+
+    Args:
+        space: of the architectures.
+        start: a fitted process of the same space whose weights the search for weights starts from.
+        iterations: of that search, at most.
+    """
+
+    def __init__(self, space: SearchSpace, *, start: ArchitectureProcess | None = None, iterations: int = ITERATIONS) -> None:
+        self.space = space
+        self.start = start
+        self.iterations = iterations
+        self.kernel = GeneKernel(space)
+
+    def fit(self, rows: Rows, values: Values) -> ArchitectureProcess:
+        """Fit to values (N,) of canonical rows (N, genes)."""
+        self.center_, self.scale_ = float(values.mean()), float(values.std()) or 1.0
+        target = (values - self.center_) / self.scale_
+        hot = self.kernel.one_hot(rows)
+        prior = self._prior(hot)
+        # Every k-th row, with the last ones, which a search has placed where it matters.
+        few = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_FOR_WEIGHTS)).astype(int))
+        first = prior if self.start is None else self.start.weights_
+        found = minimize(
+            lambda flat: self._loss(_Weights.of(flat), hot[few], target[few], prior),
+            first.flat(),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": self.iterations},
+        )
+        self.weights_ = _Weights.of(found.x)
+        self._near = self.kernel.table(np.exp(self.weights_.near))
+        self._alone = self.kernel.table(np.exp(self.weights_.alone))
+        self._hot, self._hot_near = hot, hot @ self._near
+        covariance = self._covariance(hot)
+        covariance[np.diag_indices(len(rows))] += np.exp(self.weights_.noise) + _JITTER
+        self._root = cholesky(covariance, lower=True)
+        self._solved = cho_solve((self._root, True), target)
+        self._additive = (np.exp(self.weights_.alone).sum() * self._solved.sum(), self._alone @ (hot.T @ self._solved))
+        return self
+
+    # ---- weights --------------------------------------------------------------------------------------------
+
+    def _prior(self, hot: Values) -> _Weights:
+        """Means of the weights: random networks are a distance of 1.5 apart, half of the variance belongs to single genes."""
+        count = len(self.kernel.terms)
+        shares = hot.mean(axis=0)
+        total = max(1.0, float(self.kernel.collect(np.outer(shares, shares)).sum()))
+        near = np.full(count, np.log(1.5 / total))
+        return _Weights(near, np.full(count, -np.log(max(1, count))), np.log(0.5), np.log(1e-3))
+
+    def _loss(self, weights: _Weights, hot: Values, target: Values, prior: _Weights) -> tuple[float, Values]:
+        """Negative log posterior of the weights, and its gradient."""
+        count = len(target)
+        near, alone = np.exp(weights.near), np.exp(weights.alone)
+        both, noise = np.exp(weights.both), np.exp(weights.noise)
+        together = both * np.exp(-(hot @ self.kernel.table(near) @ hot.T))
+        covariance = together + alone.sum() - hot @ self.kernel.table(alone) @ hot.T
+        covariance[np.diag_indices(count)] += noise + _JITTER
+        try:
+            root = cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
+        except (LinAlgError, ValueError):  # weights far outside; the line search steps back
+            return 1e10, np.zeros(2 * len(near) + 2)
+        solved = cho_solve((root, True), target, check_finite=False)
+        inverse = cho_solve((root, True), np.eye(count), check_finite=False)
+        slope = 0.5 * (inverse - np.outer(solved, solved))  # of the likelihood, by the covariance
+        by_near = -near * self.kernel.collect(hot.T @ (slope * together) @ hot)
+        by_alone = alone * (slope.sum() - self.kernel.collect(hot.T @ slope @ hot))
+        gradient = np.concatenate([by_near, by_alone, [np.sum(slope * together), noise * np.trace(slope)]])
+        widths = np.concatenate([np.ones(2 * len(near) + 1), [2.0]])
+        off = (weights.flat() - prior.flat()) / widths
+        likelihood = 0.5 * target @ solved + np.log(np.diag(root)).sum()
+        return float(likelihood + 0.5 * off @ off), gradient + off / widths
+
+    # ---- posterior ------------------------------------------------------------------------------------------
+
+    def _interaction(self, hot: Values) -> Values:
+        both = np.exp(self.weights_.both)
+        return both * np.exp(-(hot @ self._hot_near.T))  # type: ignore[no-any-return]
+
+    def _covariance(self, hot: Values) -> Values:
+        """With the fitted rows, (N, fitted)."""
+        return self._interaction(hot) + np.exp(self.weights_.alone).sum() - hot @ (self._alone @ self._hot.T)
+
+    def mean(self, rows: Rows) -> Values:
+        """Posterior mean, (N,)."""
+        hot = self.kernel.one_hot(rows)
+        constant, linear = self._additive
+        return (self._interaction(hot) @ self._solved + constant - hot @ linear) * self.scale_ + self.center_
+
+    def predict(self, rows: Rows, *, noise: bool = True) -> tuple[Values, Values]:
+        """Posterior mean and standard deviation, (N,) each; of a new measurement, or without its noise."""
+        hot = self.kernel.one_hot(rows)
+        covariance = self._covariance(hot)
+        explained = solve_triangular(self._root, covariance.T, lower=True, check_finite=False)
+        prior = np.exp(self.weights_.both) + np.exp(self.weights_.alone).sum()
+        left = np.maximum(prior - (explained**2).sum(axis=0), 0.0) + (np.exp(self.weights_.noise) if noise else 0.0)
+        return (covariance @ self._solved) * self.scale_ + self.center_, np.sqrt(left) * self.scale_
+
+    def sample(self, rows: Rows, count: int, rng: np.random.Generator) -> Values:
+        """Joint draws of the function without measurement noise, (count, N)."""
+        hot = self.kernel.one_hot(rows)
+        covariance = self._covariance(hot)
+        explained = solve_triangular(self._root, covariance.T, lower=True, check_finite=False)
+        alone = np.exp(self.weights_.alone).sum() - hot @ self._alone @ hot.T
+        left = np.exp(self.weights_.both) * np.exp(-(hot @ self._near @ hot.T)) + alone - explained.T @ explained
+        spread, axes = np.linalg.eigh(left)
+        draws = rng.normal(size=(count, len(rows))) * np.sqrt(np.maximum(spread, 0.0)) @ axes.T
+        return (draws + covariance @ self._solved) * self.scale_ + self.center_  # type: ignore[no-any-return]
