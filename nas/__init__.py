@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latency_tables import LatencyTable
     from nas.api import export, predictor, profile, report, score, search, space, spaces, train, verify
+    from nas.optimizing import OptimizeResult, optimize
     from nas.pareto import ParetoFront
     from nas.runs import Run
     from search_spaces import Architecture, SearchSpace, UserError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Architecture",
     "LatencyTable",
+    "OptimizeResult",
     "ParetoFront",
     "Run",
     "SearchSpace",
@@ -27,6 +29,7 @@ __all__ = [
     "UserError",
     "export",
     "load_data",
+    "optimize",
     "predictor",
     "profile",
     "report",
@@ -41,12 +44,14 @@ __all__ = [
 _HOMES = {
     "Architecture": "search_spaces",
     "LatencyTable": "latency_tables",
+    "OptimizeResult": "nas.optimizing",
     "ParetoFront": "nas.pareto",
     "Run": "nas.runs",
     "SearchSpace": "search_spaces",
     "Supernet": "supernets",
     "UserError": "search_spaces",
     "load_data": "supernets",
+    "optimize": "nas.optimizing",
 }
 
 

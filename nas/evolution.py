@@ -16,7 +16,7 @@ from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 from search_spaces.rows import row_keys
 
-__all__ = ["Evolved", "evolve", "nsga2", "skewed_rows"]
+__all__ = ["Evolved", "evolve", "nsga2", "skewed_rows", "survivors"]
 
 Rows = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -70,7 +70,7 @@ def evolve(
         front, front_costs = np.concatenate([front, rows[within]]), np.concatenate([front_costs, costs[within]])
         keep = non_dominated(front_costs)
         front, front_costs = front[keep], front_costs[keep]
-        best = _survivors(costs, violation, population)
+        best = survivors(costs, violation, population)
         rows, costs, violation = rows[best], costs[best], violation[best]
         progress.advance()
     return Evolved(front, rows, max(0.0, least))
@@ -88,7 +88,7 @@ def _new(made: Rows, known: Rows) -> Rows:
     return made[np.sort(first[first >= len(known)]) - len(known)]
 
 
-def _survivors(costs: Values, violation: Values, n: int) -> NDArray[np.intp]:
+def survivors(costs: Values, violation: Values, n: int) -> NDArray[np.intp]:
     """The best n rows, best first: by front and crowding within the limits, by violation outside them."""
     within = np.flatnonzero(violation <= 0)
     chosen: list[NDArray[np.intp]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from search_spaces import Architecture, SearchSpace
 from search_spaces.costs import Cost
 from search_spaces.errors import UserError, unknown_name
 
-__all__ = ["Limit", "Objective", "check_feasible", "objectives_of", "parse_limits"]
+__all__ = ["Limit", "Objective", "check_feasible", "directions_of", "objectives_of", "parse_limits"]
 
 Rows = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -127,6 +127,11 @@ def objectives_of(
     if accuracy is not None:
         found["accuracy"] = Objective("accuracy", *KNOWN["accuracy"], values=accuracy)
     return found
+
+
+def directions_of(names: Sequence[str]) -> dict[str, str]:
+    """``"max"`` or ``"min"`` for names of `KNOWN`, as fronts store them."""
+    return {name: "max" if KNOWN[name][1] else "min" for name in names}
 
 
 def check_feasible(space: SearchSpace, objectives: Mapping[str, Objective], limits: list[Limit]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ from search_spaces.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ParetoFront", "Point", "non_dominated", "spread_out"]
+__all__ = ["ParetoFront", "Point", "non_dominated", "spread_out", "usual_direction"]
 
-FRONT_VERSION = 1
+FRONT_VERSION = 2  # version 1 listed the objectives by name, all of them the toolkit's own
 Values = NDArray[np.float64]
 
 
@@ -44,16 +44,36 @@ class ParetoFront:
     """Points in order of the second objective (the cheapest first), one per network; ties keep the first one found.
 
     Attributes:
-        objectives: names, the ones that were optimised.
-        limits: objective -> bound.
+        objectives: what was optimised: name -> ``"max"`` or ``"min"``.
+        limits: name -> bound: at least for what is to be large, at most for everything else.
         provenance: device, predictor's report card, table quality, seed, evaluations.
     """
 
     space: SearchSpace
     points: tuple[Point, ...]
-    objectives: tuple[str, ...]
+    objectives: dict[str, str]
     limits: dict[str, float]
     provenance: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        space: SearchSpace,
+        points: Iterable[Point],
+        *,
+        objectives: Mapping[str, str],
+        limits: Mapping[str, float],
+        provenance: Mapping[str, Any],
+    ) -> ParetoFront:
+        """The front of any points: those within the limits that no other one dominates."""
+        directions = {name: objectives.get(name, usual_direction(name)) for name in limits}
+        inside = [p for p in points if all(_within(p.values[name], bound, directions[name]) for name, bound in limits.items())]
+        front = cls(space, tuple(inside), dict(objectives), dict(limits), dict(provenance))
+        if not inside:
+            return front
+        costs = front.costs()
+        kept = sorted(non_dominated(costs).tolist(), key=lambda i: (costs[i, min(1, costs.shape[1] - 1)], inside[i].arch.id))
+        return replace(front, points=tuple(inside[i] for i in kept))
 
     def __len__(self) -> int:
         return len(self.points)
@@ -63,30 +83,27 @@ class ParetoFront:
 
     def costs(self) -> Values:
         """(points, objectives), every column to be minimised."""
-        signs = [-1.0 if KNOWN[name][1] else 1.0 for name in self.objectives]
-        return np.array(
-            [[sign * p.values[name] for name, sign in zip(self.objectives, signs, strict=True)] for p in self.points]
-        )
+        signs = {name: -1.0 if direction == "max" else 1.0 for name, direction in self.objectives.items()}
+        costs = [[sign * p.values[name] for name, sign in signs.items()] for p in self.points]
+        return np.array(costs, dtype=np.float64).reshape(len(self.points), len(signs))
 
     def pick(self, what: str) -> Point:
-        """One point: ``knee``, ``fastest``, ``best`` (accuracy), an id, or ``latency=5ms`` (the most accurate within it).
+        """One point: ``knee``, ``best`` (first in accuracy), ``fastest`` (in latency), an id, or a limit.
+
+        Without accuracy (latency), the first (second) objective counts. A limit such as ``latency=5ms`` picks the best
+        point within it.
 
         Raises:
             UserError: nothing on the front fits.
         """
-        by_name = {
-            "best": lambda: max(self.points, key=lambda p: p.values.get("accuracy", 0.0)),
-            "fastest": lambda: min(self.points, key=lambda p: p.values.get("latency", p.values["macs"])),
-            "knee": self._knee,
-        }
-        if what in by_name:
-            return by_name[what]()
+        if self.points and what in ("best", "fastest", "knee"):
+            return self._knee() if what == "knee" else min(self.points, key=self._cost_of(what))
         if "=" in what:
             name, _, value = what.partition("=")
-            limit = parse_limits({name: value})[0]
-            within = [p for p in self.points if name in p.values and limit.excess(np.array(p.values[name])) <= 0]
+            bound, direction = self._bound(name, value)
+            within = [p for p in self.points if name in p.values and _within(p.values[name], bound, direction)]
             if within:
-                return max(within, key=lambda p: p.values.get("accuracy", 0.0))
+                return min(within, key=self._cost_of("best"))
         for point in self.points:
             if point.arch.id == what:
                 return point
@@ -95,6 +112,25 @@ class ParetoFront:
             allowed=f"knee, best, fastest, a limit such as latency=5ms, or an id: {', '.join(p.arch.id for p in self.points)}",
             next_step="Choose one of them",
         )
+
+    def _cost_of(self, what: str) -> Callable[[Point], float]:
+        """What ``best`` and ``fastest`` minimise."""
+        names = list(self.objectives)
+        usual = ("accuracy",) if what == "best" else ("latency", "macs")
+        known = [name for name in usual if all(name in p.values for p in self.points)]
+        name = (known or [names[0] if what == "best" else names[-1]])[0]
+        sign = -1.0 if self.objectives.get(name, usual_direction(name)) == "max" else 1.0
+        return lambda point: sign * point.values[name]
+
+    def _bound(self, name: str, value: str) -> tuple[float, str]:
+        """A limit as `pick` takes it: with a unit for the toolkit's own quantities, a plain number for others."""
+        direction = self.objectives.get(name, usual_direction(name))
+        if name in KNOWN:
+            return parse_limits({name: value})[0].bound, direction
+        try:
+            return float(value), direction
+        except ValueError:
+            raise UserError(f"limit {name}={value}", allowed="A number", next_step=f"Write for example: {name}=1.5") from None
 
     def _knee(self) -> Point:
         """The point farthest from the line between the extremes, in objectives scaled to 0..1."""
@@ -117,7 +153,7 @@ class ParetoFront:
         points = [{"id": p.arch.id, "architecture": p.arch.to_dict(), "values": p.values, "std": p.std} for p in self.points]
         body = {
             "space": self.space.to_dict(),
-            "objectives": list(self.objectives),
+            "objectives": self.objectives,
             "limits": self.limits,
             "points": points,
             "provenance": self.provenance,
@@ -138,13 +174,24 @@ class ParetoFront:
             points = tuple(
                 Point(space.architecture(**p["architecture"]), dict(p["values"]), dict(p["std"])) for p in value["points"]
             )
-            return cls(space, points, tuple(value["objectives"]), dict(value["limits"]), dict(value["provenance"]))
+            listed = value["objectives"]
+            objectives = dict(listed) if isinstance(listed, dict) else {name: usual_direction(name) for name in listed}
+            return cls(space, points, objectives, dict(value["limits"]), dict(value["provenance"]))
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"{file} is damaged ({error!r})",
                 allowed="The file as nas search writes it",
                 next_step=f"Remove it and run: nas search {file.parent}",
             ) from None
+
+
+def usual_direction(name: str) -> str:
+    """Of a quantity that is no objective: the toolkit's own know theirs, any other one is a cost."""
+    return "max" if name in KNOWN and KNOWN[name][1] else "min"
+
+
+def _within(value: float, bound: float, direction: str) -> bool:
+    return value >= bound if direction == "max" else value <= bound
 
 
 def non_dominated(costs: Values) -> NDArray[np.intp]:

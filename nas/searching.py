@@ -10,7 +10,7 @@ import numpy as np
 from latency_tables import LatencyTable
 from nas.archive import Archive, Score, accuracies
 from nas.evolution import nsga2
-from nas.objectives import KNOWN, Limit, Objective, check_feasible, objectives_of, parse_limits
+from nas.objectives import KNOWN, Limit, Objective, check_feasible, directions_of, objectives_of, parse_limits
 from nas.pareto import ParetoFront, Point, non_dominated, spread_out
 from nas.runs import Run
 from nas.scoring import choose_subnets, score_subnets
@@ -91,7 +91,7 @@ def search_run(
         "validation_images": scores[0].images,
         "largest_validated": max(s.accuracy for s in scores),
     }
-    result = ParetoFront(space, tuple(front), tuple(objectives), {b.objective: b.bound for b in bounds}, provenance)
+    result = ParetoFront(space, tuple(front), directions_of(objectives), {b.objective: b.bound for b in bounds}, provenance)
     result.save(run.file("front.json"))
     return result
 

@@ -67,10 +67,11 @@ class ArchitectureProcess:
         self.kernel = GeneKernel(space)
 
     def fit(self, rows: Rows, values: Values) -> ArchitectureProcess:
-        """Fit to values (N,) of canonical rows (N, genes)."""
+        """Fit to values (N,) of canonical rows (N, genes); ``evidence_`` is then their log marginal likelihood."""
         self.center_, self.scale_ = float(values.mean()), float(values.std()) or 1.0
         target = (values - self.center_) / self.scale_
         hot = self.kernel.one_hot(rows)
+        self.weights_: _Weights
         prior = self._prior(hot)
         # Every k-th row, with the last ones, which a search has placed where it matters.
         few = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_FOR_WEIGHTS)).astype(int))
@@ -90,6 +91,9 @@ class ArchitectureProcess:
         covariance[np.diag_indices(len(rows))] += np.exp(self.weights_.noise) + _JITTER
         self._root = cholesky(covariance, lower=True)
         self._solved = cho_solve((self._root, True), target)
+        self.evidence_ = -float(
+            0.5 * target @ self._solved + np.log(np.diag(self._root)).sum() + len(rows) * np.log(self.scale_)
+        )
         self._additive = (np.exp(self.weights_.alone).sum() * self._solved.sum(), self._alone @ (hot.T @ self._solved))
         return self
 
@@ -134,13 +138,15 @@ class ArchitectureProcess:
 
     def _covariance(self, hot: Values) -> Values:
         """With the fitted rows, (N, fitted)."""
-        return self._interaction(hot) + np.exp(self.weights_.alone).sum() - hot @ (self._alone @ self._hot.T)
+        alone: Values = np.exp(self.weights_.alone).sum() - hot @ (self._alone @ self._hot.T)
+        return self._interaction(hot) + alone
 
     def mean(self, rows: Rows) -> Values:
         """Posterior mean, (N,)."""
         hot = self.kernel.one_hot(rows)
         constant, linear = self._additive
-        return (self._interaction(hot) @ self._solved + constant - hot @ linear) * self.scale_ + self.center_
+        mean: Values = (self._interaction(hot) @ self._solved + constant - hot @ linear) * self.scale_ + self.center_
+        return mean
 
     def predict(self, rows: Rows, *, noise: bool = True) -> tuple[Values, Values]:
         """Posterior mean and standard deviation, (N,) each; of a new measurement, or without its noise."""

@@ -1,8 +1,6 @@
-"""The default strategy: Gaussian processes for what is measured, exact values for what is known, batches by hypervolume gain."""
+"""The default strategy: processes for what is measured, exact values for what is known, batches by gain of hypervolume."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +8,8 @@ from numpy.typing import NDArray
 from nas.evolution import evolve, skewed_rows
 from nas.pareto import non_dominated
 from nas.strategies.gain import choose_batch, directions
+from nas.strategies.models import Model
 from nas.strategies.task import Archive, Rows, Task, Values
-from predictors.gaussian_process import ArchitectureProcess
 
 __all__ = ["Surrogate"]
 
@@ -21,27 +19,6 @@ RAYS = 128
 POPULATION = 200
 GENERATIONS = 40
 CANDIDATES = 600
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A quantity's process over values whose bad tail is compressed: how bad a bad network is says little about good ones."""
-
-    process: ArchitectureProcess
-    knee: float
-    width: float
-
-    @classmethod
-    def fit(cls, process: ArchitectureProcess, rows: Rows, costs: Values) -> _Model:
-        low, middle = np.quantile(costs, [0.05, 0.5])
-        width = float(middle - low) or float(np.ptp(costs)) or 1.0
-        knee = float(middle + 2.0 * width)
-        over = np.maximum(costs - knee, 0.0)
-        return cls(process.fit(rows, np.minimum(costs, knee) + width * np.log1p(over / width)), knee, width)
-
-    def back(self, values: Values) -> Values:
-        over = np.clip((values - self.knee) / self.width, 0.0, 50.0)
-        return np.minimum(values, self.knee) + self.width * np.expm1(over)
 
 
 class Surrogate:
@@ -57,8 +34,7 @@ class Surrogate:
         self.task = task
         self.archive = Archive.of(task)
         self.rng = np.random.default_rng([task.seed, 2])
-        self._models: dict[int, ArchitectureProcess] = {}
-        self._proposal = 0
+        self._models: dict[int, Model] = {}
 
     def tell(self, rows: Rows, values: Values) -> None:
         self.archive.add(rows, values)
@@ -78,50 +54,51 @@ class Surrogate:
     def _design(self, n: int) -> Rows:
         """The ends of the space and of the known costs, then networks of every size, every option about equally often."""
         task, space = self.task, self.task.space
-        pool = [space.to_array([space.smallest, space.largest])]
-        if task.bounds.size and len(task.measured) < len(task.quantities):
-            front = task.nearest.front
-            pool.append(front[:1])
-        count = max(2, 40 * n)
-        pool += [skewed_rows(space, count // 2, self.rng), self.task.draw(count // 2, self.archive, self.rng)]
-        rows = np.concatenate(pool)
-        rows = rows[space.unique(rows)] if False else rows
-        rows = rows[self.archive.new(rows)]
-        rows = rows[task.allowed(rows)]
-        rows = rows[space.unique(rows)]
-        return self._balanced(rows, n)
+        ends = [space.to_array([space.smallest, space.largest]), self._known_ends()]
+        pool = [skewed_rows(space, 20 * n, self.rng), task.draw(20 * n, self.archive, self.rng)]
+        rows = np.concatenate(ends + pool)
+        first = self._new(np.concatenate(ends)) if not len(self.archive) else rows[:0]
+        return self._balanced(self._new(rows), min(n, len(first)), n)
 
-    def _balanced(self, rows: Rows, n: int) -> Rows:
-        """The first two rows, then always the one whose options were taken least so far."""
+    def _known_ends(self) -> Rows:
+        """The networks with the smallest value of each known quantity."""
+        known = [i for i in range(len(self.task.quantities)) if i not in self.task.measured]
+        front = self.task.nearest.front if known else self.archive.rows[:0]
+        if not len(front):
+            return front
+        best: Rows = front[self.task.known(front)[:, known].argmin(axis=0)]
+        return best
+
+    def _new(self, rows: Rows) -> Rows:
+        """Those that may be proposed: each once, not evaluated, within the known limits."""
+        rows = rows[self.archive.new(rows)]
+        rows = rows[self.task.space.unique(rows)]
+        return rows[self.task.allowed(rows)]
+
+    def _balanced(self, rows: Rows, first: int, n: int) -> Rows:
+        """The first rows, then always the one whose options were taken least so far; n in all."""
         hot = self.task.space.encode_rows(rows).astype(np.float64)
-        hot /= np.maximum(1.0, np.repeat(self.task.space.lengths, self.task.space.lengths))[None, :] ** 0.0
-        chosen = list(range(min(2, len(rows), n))) if not len(self.archive) else []
-        counts = self.task.space.encode_rows(self.archive.rows).sum(axis=0) if len(self.archive) else np.zeros(hot.shape[1])
-        counts = counts + hot[chosen].sum(axis=0)
-        left = np.ones(len(rows), dtype=bool)
-        left[chosen] = False
+        counts = self.task.space.encode_rows(self.archive.rows).sum(axis=0) + hot[:first].sum(axis=0)
+        left, chosen = np.ones(len(rows), dtype=bool), list(range(first))
+        left[:first] = False
+        genes = np.maximum(1.0, hot.sum(axis=1))
         while len(chosen) < min(n, len(rows)):
-            score = hot @ (1.0 / (1.0 + counts)) / np.maximum(1.0, hot.sum(axis=1))
-            score[~left] = -np.inf
-            best = int(score.argmax())
+            rarity = np.where(left, hot @ (1.0 / (1.0 + counts)) / genes, -1.0)
+            best = int(rarity.argmax())
             chosen.append(best)
             left[best] = False
-            counts = counts + hot[best]
+            counts += hot[best]
         return rows[chosen]
 
     # ---- later batches --------------------------------------------------------------------------------------
 
-    def _fit(self) -> dict[int, _Model]:
-        models = {}
+    def _fit(self) -> dict[int, Model]:
         for column in self.task.measured:
-            before = self._models.get(column)
-            process = ArchitectureProcess(self.task.space, start=before, iterations=60 if before is None else 15)
-            models[column] = _Model.fit(process, self.archive.rows, self.archive.values[:, column])
-            self._models[column] = process
-        self._proposal += 1
-        return models
+            costs = self.archive.values[:, column]
+            self._models[column] = Model.fit(self.task.space, self.archive.rows, costs, self._models.get(column))
+        return self._models
 
-    def _candidates(self, models: dict[int, _Model], n: int) -> Rows:
+    def _candidates(self, models: dict[int, Model], n: int) -> Rows:
         """New networks on or near the predicted fronts, (N, genes)."""
         task, space = self.task, self.task.space
         good = self._front(self.archive.values)
@@ -130,11 +107,7 @@ class Surrogate:
         def price(rows: Rows, optimism: float) -> tuple[Values, Values]:
             values = task.known(rows)
             for column, model in models.items():
-                if optimism:
-                    mean, std = model.process.predict(rows, noise=False)
-                    values[:, column] = model.back(mean - optimism * std)
-                else:
-                    values[:, column] = model.back(model.process.mean(rows))
+                values[:, column] = model.optimistic(rows, optimism) if optimism else model.mean(rows)
             return values[:, task.objectives], task.excess(values)
 
         pools = []
@@ -151,15 +124,11 @@ class Surrogate:
             start = np.concatenate([start, found.front])
         parents = np.concatenate([self.archive.rows[good], pools[0]])
         pools.append(space.mutate(parents[self.rng.integers(len(parents), size=CANDIDATES // 4)], self.rng))
-        rows = np.concatenate(pools)
-        rows = rows[self.archive.new(rows)]
-        rows = rows[space.unique(rows)]
-        rows = rows[task.allowed(rows)][:CANDIDATES]
-        if len(rows) <= 2 * n:
-            more = task.draw(3 * n, self.archive, self.rng)
-            rows = np.concatenate([rows, more])
-            rows = rows[space.unique(rows)]
-        return rows
+        rows = self._new(np.concatenate(pools))[:CANDIDATES]
+        if len(rows) > 2 * n:
+            return rows
+        rows = np.concatenate([rows, task.draw(3 * n, self.archive, self.rng)])
+        return rows[space.unique(rows)]
 
     def _front(self, values: Values) -> NDArray[np.intp]:
         """The best evaluated networks: the front of those within the limits, or of the least violation."""
@@ -167,27 +136,40 @@ class Surrogate:
         inside = np.flatnonzero(violation <= violation.min())
         return inside[non_dominated(values[inside][:, self.task.objectives])]
 
-    def _choose(self, models: dict[int, _Model], candidates: Rows, n: int) -> list[int]:
+    def _choose(self, models: dict[int, Model], candidates: Rows, n: int) -> list[int]:
         task = self.task
         good = self._front(self.archive.values)
         near = np.unique(np.concatenate([good, self._near(models)]))
         rows = np.concatenate([self.archive.rows[near], candidates])
         draws = np.repeat(task.known(rows)[None], DRAWS, axis=0)
         for column, model in models.items():
-            draws[:, :, column] = model.back(model.process.sample(rows, DRAWS, self.rng))
+            draws[:, :, column] = model.sample(rows, DRAWS, self.rng)
         within = task.excess(draws) <= 0
-        top = self.archive.values[good][:, task.objectives]
-        low, high = top.min(axis=0), top.max(axis=0)
-        wide = np.ptp(self.archive.values[:, task.objectives], axis=0)
-        span = np.where(high > low, high - low, np.where(wide > 0, wide, 1.0))
-        costs = (draws[:, :, task.objectives] - (high + 0.1 * span)) / span
+        draws = draws[:, :, task.objectives]
+        low, high = _extent(draws, within)
+        span = np.where(high > low, high - low, 1.0)
+        costs = (draws - (high + 0.1 * span)) / span
         rays = directions(RAYS, len(task.objectives), self.rng)
         chosen, _ = choose_batch(costs, within, len(near), n, rays)
         return chosen
 
-    def _near(self, models: dict[int, _Model]) -> NDArray[np.intp]:
+    def _near(self, models: dict[int, Model]) -> NDArray[np.intp]:
         """Evaluated networks whose predicted values are non-dominated: under noise, the front that is believed in."""
         values = self.archive.values.copy()
         for column, model in models.items():
-            values[:, column] = model.back(model.process.mean(self.archive.rows))
+            values[:, column] = model.mean(self.archive.rows)
         return self._front(values)
+
+
+def _extent(draws: Values, within: NDArray[np.bool_]) -> tuple[Values, Values]:
+    """Where the front may end: ideal and worst values of the drawn fronts, (objectives,) each.
+
+    The front of the evaluated networks alone would give no credit to networks beyond its ends.
+    """
+    ends = []
+    for costs, inside in zip(draws, within, strict=True):
+        front = costs[inside] if inside.any() else costs
+        front = front[non_dominated(front)]
+        ends.append((front.min(axis=0), front.max(axis=0)))
+    low, high = np.array([a for a, _ in ends]), np.array([b for _, b in ends])
+    return np.quantile(low, 0.1, axis=0), np.quantile(high, 0.9, axis=0)

@@ -96,7 +96,7 @@ class Task:
         return values
 
     def excess(self, values: Values, columns: Sequence[int] | None = None) -> Values:
-        """How far values (..., quantities) exceed the limits of these columns (default: all), in shares of the bounds; (...,)."""
+        """How far values (..., quantities) exceed the limits (of these columns only), in shares of the bounds; (...,)."""
         total = np.zeros(values.shape[:-1])
         for column in range(len(self.quantities)) if columns is None else columns:
             bound = self.bounds[column]

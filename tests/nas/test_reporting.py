@@ -53,7 +53,7 @@ def make_run(folder: Path, *, word: str = "tiny", limit: float = 1e3) -> Run:
         values |= {"params": float(space.params(arch)), "size": float(space.weight_bytes(arch)), "memory": 1e5}
         points.append(Point(arch, values, {"accuracy": 0.01}))
     provenance = {"device": table.device, "table": "fake.json", "predictor": card, "seed": 0}
-    front = ParetoFront(space, tuple(points), ("accuracy", "latency"), {"latency": limit}, provenance)
+    front = ParetoFront(space, tuple(points), {"accuracy": "max", "latency": "min"}, {"latency": limit}, provenance)
     front.save(run.file("front.json"))
     rows = [make_verified(point, limit) for point in points]
     alone = replace(rows[-1], id="largest-alone", promised={}, broken=[])

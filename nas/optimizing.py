@@ -1,0 +1,222 @@
+"""`nas.optimize`: search over anything that can be evaluated, with hard limits and a budget that is never exceeded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nas.pareto import ParetoFront, Point, non_dominated
+from nas.problems import Known, make_task
+from nas.strategies import Archive, Task, make_strategy
+from nas.strategies.task import Rows, Values
+from search_spaces import Architecture, SearchSpace
+from search_spaces.errors import UserError
+from search_spaces.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["OptimizeResult", "optimize"]
+
+Evaluate = Callable[[list[Architecture]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class OptimizeResult:
+    """What `optimize` found.
+
+    Attributes:
+        trials: one row per evaluated network, in order of evaluation: ``architecture`` (an `Architecture`), then the
+            objectives and the limited quantities.
+        front: the networks within the limits that no other one dominates; empty when none was within them.
+    """
+
+    trials: pd.DataFrame
+    front: ParetoFront
+
+    def hypervolume(self, reference: Mapping[str, float]) -> Values:
+        """Hypervolume of the front after each evaluation, (trials,), in the product of the objectives' units.
+
+        Args:
+            reference: the worst value of every objective that still counts.
+
+        Raises:
+            UserError: an objective without a reference value.
+        """
+        from pymoo.indicators.hv import HV
+
+        objectives = self.front.objectives
+        if set(reference) != set(objectives):
+            raise UserError(
+                f"reference point of {sorted(reference)}",
+                allowed=f"One worst value for each of {', '.join(objectives)}",
+                next_step="Give them as {objective: value}",
+            )
+        signs = np.array([-1.0 if direction == "max" else 1.0 for direction in objectives.values()])
+        worst = signs * [float(reference[name]) for name in objectives]
+        costs = signs * self.trials[list(objectives)].to_numpy(dtype=np.float64)
+        costs[~self._within()] = np.inf
+        volume, front, found = HV(ref_point=worst), costs[:0], np.zeros(len(costs))
+        for index, row in enumerate(costs):
+            new = (row < worst).all() and not (front <= row).all(axis=1).any()
+            if new:
+                front = np.concatenate([front, row[None]])
+                front = front[non_dominated(front)]
+            found[index] = volume(front) if new else (found[index - 1] if index else 0.0)
+        return found
+
+    def _within(self) -> Any:
+        inside = np.ones(len(self.trials), dtype=bool)
+        for name, bound in self.front.limits.items():
+            values = self.trials[name].to_numpy(dtype=np.float64)
+            inside &= values >= bound if self.front.objectives.get(name) == "max" else values <= bound
+        return inside
+
+
+def optimize(
+    space: SearchSpace,
+    evaluate: Evaluate,
+    *,
+    objectives: Mapping[str, str],
+    known: Mapping[str, Known] | None = None,
+    limits: Mapping[str, float] | None = None,
+    budget: int = 200,
+    batch: int = 20,
+    strategy: str = "default",
+    seed: int = 0,
+    callback: Callable[[OptimizeResult], None] | None = None,
+    progress: Progress = SILENT,
+) -> OptimizeResult:
+    """The Pareto front of a space from few evaluations.
+
+    Args:
+        evaluate: a list of N `Architecture` to ``{name: (N,) values}`` with every objective and limited quantity that is
+            not known. Every network counts against the budget and none is evaluated twice.
+        objectives: name -> ``"max"`` or ``"min"``, one or more.
+        known: name -> exact cost of a list of architectures, (N,) values; free, so it is called for many thousands of
+            networks. Methods of the space and of a `LatencyTable` work on arrays and are the fastest.
+        limits: name -> bound on a measured or known quantity: at least for an objective to be maximised, else at most.
+        budget: evaluations in all; a space (within its known limits) that is smaller is evaluated completely.
+        batch: networks per call of ``evaluate``, at most.
+        strategy: a name of `nas.strategies.STRATEGIES`: ``default`` models what is measured with Gaussian processes and
+            proposes batches by expected gain of hypervolume; ``random``, ``evolution``, ``linas``, pymoo's ``nsga2`` ...
+            and Optuna's ``optuna-tpe`` ... are for comparison.
+        seed: of everything random; the same seed and values give the same result.
+        callback: called with the result so far after every batch.
+
+    Raises:
+        UserError: bad arguments, known limits that no network meets, or values from ``evaluate`` that are missing, of
+            wrong length or not finite.
+
+    An exception that ends the run during an evaluation, of whatever type, carries the finished trials as ``.result``.
+    """
+    task = make_task(
+        space, objectives=objectives, known=known or {}, limits=limits or {}, budget=budget, batch=batch, seed=seed
+    )
+    chosen = make_strategy(strategy, task)
+    archive = Archive.of(task)
+    everything = _everything(task)
+
+    def so_far() -> OptimizeResult:
+        return _result(task, archive, objectives, limits or {}, strategy)
+
+    progress.start(f"optimize ({strategy})", budget)
+    try:
+        while len(archive) < budget:
+            n = min(batch, budget - len(archive))
+            rows = chosen.ask(n) if everything is None else everything[len(archive) : len(archive) + n]
+            if not len(rows):
+                break
+            assert len(rows) <= n
+            assert archive.new(rows).all()
+            values, failure = _evaluated(task, evaluate, rows)
+            finished = np.isfinite(values).all(axis=1)
+            archive.add(rows[finished], values[finished])
+            if failure is not None:
+                raise failure
+            chosen.tell(rows, values)
+            progress.advance(len(rows))
+            if callback is not None:
+                callback(so_far())
+    except BaseException as error:
+        with suppress(AttributeError, TypeError):  # a class with slots has no room; the callback has seen every batch
+            error.result = so_far()  # type: ignore[attr-defined]
+        raise
+    finally:
+        progress.stop()
+    return so_far()
+
+
+def _everything(task: Task) -> Rows | None:
+    """All networks within the known limits in random order, where they are no more than the budget."""
+    if task.space.count() > task.budget:
+        return None
+    rows = task.space.all_rows()
+    rows = rows[task.allowed(rows)]
+    return rows[np.random.default_rng(task.seed).permutation(len(rows))]
+
+
+def _evaluated(task: Task, evaluate: Evaluate, rows: Rows) -> tuple[Values, UserError | None]:
+    """Quantities of rows, all minimised; NaN where a value is missing, with the error that says so."""
+    archs = task.space.from_array(rows)
+    returned = evaluate(list(archs))
+    values = task.known(rows)
+    failure = None
+    for column in task.measured:
+        quantity = task.quantities[column]
+        given, problem = _column(returned, quantity.name, len(rows))
+        values[:, column] = quantity.sign * given
+        broken = np.flatnonzero(~np.isfinite(given))
+        if problem is None and len(broken):
+            at = broken[0]
+            problem = f"evaluate returned {quantity.name} = {given[at]} for architecture {archs[at].id} ({archs[at]})"
+        if problem is not None and failure is None:
+            failure = UserError(
+                problem,
+                allowed=f"A dict with one finite number per architecture for {', '.join(_names(task, task.measured))}",
+                next_step="Mend evaluate; the finished trials are in this error's .result",
+            )
+    return values, failure
+
+
+def _column(returned: Any, name: str, count: int) -> tuple[Values, str | None]:
+    """One quantity's values, (count,), or NaN with what is wrong."""
+    missing = np.full(count, np.nan)
+    if not hasattr(returned, "__getitem__") or not hasattr(returned, "keys"):
+        return missing, f"evaluate returned a {type(returned).__name__}"
+    if name not in returned:
+        return missing, f"evaluate did not return '{name}', only {list(returned.keys())}"
+    try:
+        values = np.asarray(returned[name], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        return missing, f"evaluate returned no numbers for {name} ({error})"
+    if values.shape != (count,):
+        return missing, f"evaluate returned {name} of shape {values.shape} for {count} architectures"
+    return values, None
+
+
+def _names(task: Task, columns: Sequence[int]) -> list[str]:
+    return [task.quantities[column].name for column in columns]
+
+
+def _result(
+    task: Task, archive: Archive, objectives: Mapping[str, str], limits: Mapping[str, float], strategy: str
+) -> OptimizeResult:
+    import pandas as pd
+
+    archs = task.space.from_array(archive.rows)
+    plain = archive.values * [quantity.sign for quantity in task.quantities]
+    columns = {quantity.name: plain[:, at] for at, quantity in enumerate(task.quantities)}
+    trials = pd.DataFrame({"architecture": pd.Series(archs, dtype=object), **columns})
+    points = [
+        Point(arch, dict(zip(columns, values, strict=True)), {}) for arch, values in zip(archs, plain.tolist(), strict=True)
+    ]
+    provenance = {"strategy": strategy, "seed": task.seed, "budget": task.budget, "evaluations": len(archive)}
+    bounds = {name: float(bound) for name, bound in limits.items()}
+    return OptimizeResult(
+        trials, ParetoFront.of(task.space, points, objectives=objectives, limits=bounds, provenance=provenance)
+    )

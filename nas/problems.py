@@ -1,0 +1,159 @@
+"""The arguments of `nas.optimize`, checked and made into a task for strategies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from latency_tables import LatencyTable
+from nas.pareto import usual_direction
+from nas.strategies import Quantity, Task
+from nas.strategies.task import Rows, Values
+from search_spaces import Architecture, SearchSpace
+from search_spaces.costs import Cost
+from search_spaces.errors import UserError
+from search_spaces.rows import row_keys
+
+__all__ = ["Known", "make_task"]
+
+Known = Callable[[list[Architecture]], Any]
+
+
+def make_task(
+    space: SearchSpace,
+    *,
+    objectives: Mapping[str, str],
+    known: Mapping[str, Known],
+    limits: Mapping[str, float],
+    budget: int,
+    batch: int,
+    seed: int,
+) -> Task:
+    """See `nas.optimize`.
+
+    Raises:
+        UserError: a wrong argument, or known limits that no network meets.
+    """
+    _check(space, objectives, known, limits)
+    for name, number, least in (("budget", budget, 1), ("batch", batch, 1), ("seed", seed, 0)):
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < least:
+            raise UserError(
+                f"{name}={number!r}", allowed=f"A whole number, at least {least}", next_step=f"Give for example {name}=20"
+            )
+    names = list(dict.fromkeys([*objectives, *limits]))
+    quantities = tuple(
+        Quantity(
+            name,
+            maximise=objectives.get(name, usual_direction(name)) == "max",
+            objective=name in objectives,
+            bound=float(limits[name]) if name in limits else None,
+            known=_on_rows(space, name, known[name]) if name in known else None,
+        )
+        for name in names
+    )
+    task = Task(space, quantities, int(budget), int(batch), int(seed))
+    _check_reachable(task)
+    return task
+
+
+def _check(space: SearchSpace, objectives: Mapping[str, str], known: Mapping[str, Known], limits: Mapping[str, float]) -> None:
+    if not isinstance(space, SearchSpace):
+        raise UserError(
+            f"space is a {type(space).__name__}",
+            allowed="A SearchSpace",
+            next_step="Make one: nas.space(NAME) or nas.SearchSpace({choice: options})",
+        )
+    if not isinstance(objectives, Mapping) or not objectives or any(d not in ("max", "min") for d in objectives.values()):
+        raise UserError(
+            f"objectives {objectives!r}",
+            allowed='One or more names with "max" or "min"',
+            next_step='Give for example: objectives={"accuracy": "max", "latency_ms": "min"}',
+        )
+    for name, function in known.items():
+        if not callable(function):
+            raise UserError(
+                f"known['{name}'] is a {type(function).__name__}",
+                allowed="A function of a list of architectures that returns one number for each",
+                next_step='Give for example: known={"macs": space.macs}',
+            )
+    for name, bound in limits.items():
+        if isinstance(bound, (bool, str)) or not isinstance(bound, (int, float, np.number)) or not math.isfinite(bound):
+            raise UserError(
+                f"limit {name}={bound!r}", allowed="A finite number", next_step=f'Give for example: limits={{"{name}": 20.0}}'
+            )
+
+
+def _on_rows(space: SearchSpace, name: str, function: Known) -> Callable[[Rows], Values]:
+    """A known cost as a function of canonical rows, its values checked.
+
+    Methods of the space and of a latency table take rows as they are; any other function gets architectures, and no
+    architecture twice, for it may be slow.
+    """
+    owner = getattr(function, "__self__", function)
+    arrays = isinstance(owner, Cost) or owner == space or (isinstance(owner, LatencyTable) and owner.space == space)
+    if arrays:
+        return lambda rows: _checked(space, name, function(rows), rows)  # type: ignore[arg-type]
+    remembered: dict[bytes, float] = {}
+
+    def values(rows: Rows) -> Values:
+        keys = [key.tobytes() for key in row_keys(rows)]
+        new = {key: at for at, key in enumerate(keys) if key not in remembered}
+        if new:
+            fresh = rows[list(new.values())]
+            remembered.update(zip(new, _checked(space, name, function(space.from_array(fresh)), fresh).tolist(), strict=True))
+        return np.array([remembered[key] for key in keys])
+
+    return values
+
+
+def _checked(space: SearchSpace, name: str, returned: Any, rows: Rows) -> Values:
+    try:
+        values = np.asarray(returned, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (len(rows),):
+        raise UserError(
+            f"known['{name}'] returned {type(returned).__name__} of shape {np.shape(returned)} for {len(rows)} architectures",
+            allowed="One number for each architecture of the list",
+            next_step="Return a numpy array",
+        )
+    if not np.isfinite(values).all():
+        at = int(np.flatnonzero(~np.isfinite(values))[0])
+        arch = space.from_array(rows[at : at + 1])[0]
+        raise UserError(
+            f"known['{name}'] is {values[at]} for architecture {arch.id} ({arch})",
+            allowed="Known costs are finite for every network of the space",
+            next_step="Mend the function, or restrict the space: space.restrict(...)",
+        )
+    return values
+
+
+def _check_reachable(task: Task) -> None:
+    """Refuse known limits that no network meets, with the smallest reachable values.
+
+    Raises:
+        UserError: as said.
+    """
+    limited = [q for q in task.quantities if q.known is not None and q.bound is not None]
+    if not limited:
+        return
+    reachable = len(task.listed) if task.listed is not None else len(task.nearest.front)
+    if reachable:
+        return
+    nearest = task.space.from_array(task.nearest.population[:1])[0]
+    raise UserError(
+        f"no network of {task.space.key} was found within all known limits: {_texts(limited)}",
+        allowed=f"The nearest network is {nearest.id} with {_values(limited, task.nearest.population[:1])} ({nearest})",
+        next_step="Relax the limits to what it has",
+    )
+
+
+def _texts(limited: Sequence[Quantity]) -> str:
+    return ", ".join(f"{q.name} {'>=' if q.maximise else '<='} {q.bound:g}" for q in limited)
+
+
+def _values(limited: Sequence[Quantity], rows: Rows) -> str:
+    return ", ".join(f"{q.name} {float(q.known(rows)[0]):g}" for q in limited if q.known is not None)
