@@ -12,18 +12,19 @@ from scipy.optimize import minimize
 from predictors.kernel import GeneKernel
 from search_spaces import SearchSpace
 
-__all__ = ["ArchitectureProcess"]
+__all__ = ["ArchitectureProcess", "Weights"]
 
 Rows = NDArray[np.int64]
 Values = NDArray[np.float64]
 
 ITERATIONS = 60
-MOST_FOR_WEIGHTS = 400  # weights are learnt from at most so many rows; the posterior uses all
+MOST_FOR_WEIGHTS = 300  # weights are learnt from at most so many rows; the posterior uses all
+PRIOR_WIDTH = 1.5  # of the logarithms of weights: a gene may matter some twenty times more than another one
 _JITTER = 1e-6
 
 
 @dataclass(frozen=True)
-class _Weights:
+class Weights:
     """Hyperparameters as logarithms.
 
     Attributes:
@@ -42,7 +43,7 @@ class _Weights:
         return np.concatenate([self.near, self.alone, [self.both, self.noise]])
 
     @classmethod
-    def of(cls, flat: Values) -> _Weights:
+    def of(cls, flat: Values) -> Weights:
         terms = (len(flat) - 2) // 2
         return cls(flat[:terms], flat[terms:-2], float(flat[-2]), float(flat[-1]))
 
@@ -56,11 +57,11 @@ class ArchitectureProcess:
 
     Args:
         space: of the architectures.
-        start: a fitted process of the same space whose weights the search for weights starts from.
-        iterations: of that search, at most.
+        start: weights that the search for weights starts from, e.g. ``weights_`` of a process fitted to fewer values.
+        iterations: of that search, at most; 0 takes the weights as they are.
     """
 
-    def __init__(self, space: SearchSpace, *, start: ArchitectureProcess | None = None, iterations: int = ITERATIONS) -> None:
+    def __init__(self, space: SearchSpace, *, start: Weights | None = None, iterations: int = ITERATIONS) -> None:
         self.space = space
         self.start = start
         self.iterations = iterations
@@ -71,19 +72,11 @@ class ArchitectureProcess:
         self.center_, self.scale_ = float(values.mean()), float(values.std()) or 1.0
         target = (values - self.center_) / self.scale_
         hot = self.kernel.one_hot(rows)
-        self.weights_: _Weights
         prior = self._prior(hot)
         # Every k-th row, with the last ones, which a search has placed where it matters.
         few = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_FOR_WEIGHTS)).astype(int))
-        first = prior if self.start is None else self.start.weights_
-        found = minimize(
-            lambda flat: self._loss(_Weights.of(flat), hot[few], target[few], prior),
-            first.flat(),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": self.iterations},
-        )
-        self.weights_ = _Weights.of(found.x)
+        first = prior if self.start is None else self.start
+        self.weights_ = self._fit_weights(hot[few], target[few], first, prior)
         self._near = self.kernel.table(np.exp(self.weights_.near))
         self._alone = self.kernel.table(np.exp(self.weights_.alone))
         self._hot, self._hot_near = hot, hot @ self._near
@@ -99,15 +92,27 @@ class ArchitectureProcess:
 
     # ---- weights --------------------------------------------------------------------------------------------
 
-    def _prior(self, hot: Values) -> _Weights:
+    def _fit_weights(self, hot: Values, target: Values, first: Weights, prior: Weights) -> Weights:
+        if not self.iterations:
+            return first
+        found = minimize(
+            lambda flat: self._loss(Weights.of(flat), hot, target, prior),
+            first.flat(),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": self.iterations},
+        )
+        return Weights.of(found.x)
+
+    def _prior(self, hot: Values) -> Weights:
         """Means of the weights: random networks are a distance of 1.5 apart, half of the variance belongs to single genes."""
         count = len(self.kernel.terms)
         shares = hot.mean(axis=0)
         total = max(1.0, float(self.kernel.collect(np.outer(shares, shares)).sum()))
         near = np.full(count, np.log(1.5 / total))
-        return _Weights(near, np.full(count, -np.log(max(1, count))), np.log(0.5), np.log(1e-3))
+        return Weights(near, np.full(count, -np.log(max(1, count))), np.log(0.5), np.log(1e-3))
 
-    def _loss(self, weights: _Weights, hot: Values, target: Values, prior: _Weights) -> tuple[float, Values]:
+    def _loss(self, weights: Weights, hot: Values, target: Values, prior: Weights) -> tuple[float, Values]:
         """Negative log posterior of the weights, and its gradient."""
         count = len(target)
         near, alone = np.exp(weights.near), np.exp(weights.alone)
@@ -125,7 +130,7 @@ class ArchitectureProcess:
         by_near = -near * self.kernel.collect(hot.T @ (slope * together) @ hot)
         by_alone = alone * (slope.sum() - self.kernel.collect(hot.T @ slope @ hot))
         gradient = np.concatenate([by_near, by_alone, [np.sum(slope * together), noise * np.trace(slope)]])
-        widths = np.concatenate([np.ones(2 * len(near) + 1), [2.0]])
+        widths = np.concatenate([np.full(2 * len(near) + 1, PRIOR_WIDTH), [2.0]])
         off = (weights.flat() - prior.flat()) / widths
         likelihood = 0.5 * target @ solved + np.log(np.diag(root)).sum()
         return float(likelihood + 0.5 * off @ off), gradient + off / widths

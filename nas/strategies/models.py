@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,8 @@ __all__ = ["Model", "Scale"]
 
 # Shares of the distance from the best to the median value over which the scale turns logarithmic.
 WIDTHS = (np.inf, 1.0, 0.3)
-GROWTH = 1.5  # the scale is chosen anew when so many times more values are known
+# The scale is chosen anew, and weights are fitted anew, when so many times more values are known.
+SCALE_GROWTH, WEIGHTS_GROWTH = 1.5, 1.05
 FIRST_ITERATIONS, LATER_ITERATIONS = 60, 15
 
 
@@ -59,29 +61,48 @@ class Model:
     Attributes:
         share: of `WIDTHS`, the one with the greatest evidence.
         chosen_at: how many values were known when it was chosen.
+        fitted_at: how many when the weights were fitted.
     """
 
     process: ArchitectureProcess
     scale: Scale
     share: float
     chosen_at: int
+    fitted_at: int
 
     @classmethod
     def fit(cls, space: SearchSpace, rows: Rows, costs: Values, before: Model | None = None) -> Model:
-        """Fit, starting from the weights of the model before, on its scale unless there is much more to judge scales by."""
-        settled = before is not None and len(costs) < GROWTH * before.chosen_at
-        start = None if before is None else before.process
-        best: tuple[float, Model] | None = None
-        for share in (before.share,) if before is not None and settled else WIDTHS:
+        """Fit, starting from the model before: its scale and its weights, until there is much more to judge them by."""
+        count = len(costs)
+        if before is None:
+            return cls._best(space, rows, costs, WIDTHS, None, FIRST_ITERATIONS, (count, count))
+        if count >= SCALE_GROWTH * before.chosen_at:
+            return cls._best(space, rows, costs, WIDTHS, before, LATER_ITERATIONS, (count, count))
+        if count >= WEIGHTS_GROWTH * before.fitted_at:
+            return cls._best(space, rows, costs, (before.share,), before, LATER_ITERATIONS, (before.chosen_at, count))
+        return cls._best(space, rows, costs, (before.share,), before, 0, (before.chosen_at, before.fitted_at))
+
+    @classmethod
+    def _best(
+        cls,
+        space: SearchSpace,
+        rows: Rows,
+        costs: Values,
+        shares: Sequence[float],
+        before: Model | None,
+        iterations: int,
+        at: tuple[int, int],
+    ) -> Model:
+        """The model with the greatest evidence among scales."""
+        start = None if before is None else before.process.weights_
+        models, evidence = [], []
+        for share in shares:
             scale = Scale.of(costs, share)
-            iterations = FIRST_ITERATIONS if start is None else LATER_ITERATIONS
-            process = ArchitectureProcess(space, start=start, iterations=iterations).fit(rows, scale.to(costs))
-            chosen_at = before.chosen_at if before is not None and settled else len(costs)
-            evidence = process.evidence_ + scale.stretch(costs)
-            if best is None or evidence > best[0]:
-                best = evidence, cls(process, scale, share, chosen_at)
-        assert best is not None
-        return best[1]
+            process = ArchitectureProcess(space, start=start, iterations=iterations)
+            process.fit(rows, scale.to(costs))
+            models.append(cls(process, scale, share, *at))
+            evidence.append(process.evidence_ + scale.stretch(costs))
+        return models[int(np.argmax(evidence))]
 
     def mean(self, rows: Rows) -> Values:
         """Median prediction, (N,)."""

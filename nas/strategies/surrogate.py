@@ -57,7 +57,7 @@ class Surrogate:
         ends = [space.to_array([space.smallest, space.largest]), self._known_ends()]
         pool = [skewed_rows(space, 20 * n, self.rng), task.draw(20 * n, self.archive, self.rng)]
         rows = np.concatenate(ends + pool)
-        first = self._new(np.concatenate(ends)) if not len(self.archive) else rows[:0]
+        first = self._new(np.concatenate(ends))
         return self._balanced(self._new(rows), min(n, len(first)), n)
 
     def _known_ends(self) -> Rows:

@@ -1,0 +1,260 @@
+"""Share of the true hypervolume that search strategies reach against evaluations, on tabulated problems.
+
+    python scripts/bench_search.py --data PATH --seeds 10 --strategies default linas random --problems all
+
+Problems (files of PATH): NASBench-201 accuracy against the latency of a device (``nb201/cifar100/pixel3``, any data set
+and device of the tables; both measured), NAS-Bench-Macro accuracy against exact MACs (``macro/flops``), and a published
+accuracy predictor of the AttentiveNAS space against exact MACs (``attentive/macs``). ``--noise`` adds normal noise to
+measured accuracies, in per cent; shares are always of the true values. Prints mean and smallest share over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import nas
+
+DEFAULT_PROBLEMS = [
+    "nb201/cifar100/pixel3",
+    "nb201/cifar100/titan_rtx_32",
+    "nb201/cifar100/1080ti_256",
+    "nb201/cifar100/gold_6226",
+    "macro/flops",
+    "attentive/macs",
+]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Two objectives, accuracy (larger is better, %) and a cost, with the hypervolume that there is to reach."""
+
+    space: nas.SearchSpace
+    truth: Callable[[list[nas.Architecture]], dict[str, np.ndarray]]
+    known: dict[str, Callable[..., Any]]
+    worst: tuple[float, float]  # accuracy, cost of the reference point
+    hypervolume: float
+
+
+def area(accuracy: np.ndarray, cost: np.ndarray, worst: tuple[float, float]) -> float:
+    """Hypervolume of points in two objectives."""
+    inside = (accuracy > worst[0]) & (cost < worst[1])
+    order = np.lexsort((-accuracy[inside], cost[inside]))
+    reached, total = worst[0], 0.0
+    for a, c in zip(accuracy[inside][order], cost[inside][order], strict=True):
+        if a > reached:
+            total += (a - reached) * (worst[1] - c)
+            reached = a
+    return float(total)
+
+
+def front(accuracy: np.ndarray, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((-accuracy, cost))
+    best = np.maximum.accumulate(accuracy[order])
+    kept = order[np.concatenate([[True], best[1:] > best[:-1]])]
+    return accuracy[kept], cost[kept]
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def tabulated(choices: dict[str, list[int]], keys: np.ndarray, accuracy: np.ndarray, cost: np.ndarray, exact: bool) -> Problem:
+    """A problem that is a table: rows of option values, their accuracy (%) and their cost."""
+    space = nas.SearchSpace(choices, name="tabulated")
+    at = {tuple(key): index for index, key in enumerate(keys.tolist())}
+    names = list(choices)
+
+    def look(archs: list[nas.Architecture]) -> np.ndarray:
+        return np.array([at[tuple(arch[name] for name in names)] for arch in archs])
+
+    def truth(archs: list[nas.Architecture]) -> dict[str, np.ndarray]:
+        index = look(archs)
+        return {"accuracy": accuracy[index], "cost": cost[index]}
+
+    _, costs = front(accuracy[accuracy > 0], cost[accuracy > 0])
+    worst = (0.0, float(costs.max()))
+    known = {"cost": lambda archs: cost[look(archs)]} if exact else {}
+    return Problem(space, truth, known, worst, area(accuracy, cost, worst))
+
+
+def nasbench201(data: Path, dataset: str, device: str) -> Problem:
+    table = pd.read_parquet(data / "nb201_accuracy.parquet")
+    latency = pd.read_parquet(data / "nb201_latency_help.parquet")
+    operations = ["op_01", "op_02", "op_12", "op_03", "op_13", "op_23"]
+    accuracy = np.where(table["connected"], table[f"acc200_{dataset}_test"], 0.0)  # no path to the output: no use
+    return tabulated(
+        {name: [0, 1, 2, 3, 4] for name in operations},
+        table[operations].to_numpy(),
+        accuracy,
+        latency[device].to_numpy(dtype=float),
+        exact=False,
+    )
+
+
+def macro(data: Path, cost: str) -> Problem:
+    table = pd.read_csv(data / "nasbench_macro_cifar10.csv", dtype={"arch": str})
+    keys = np.array([[int(digit) for digit in arch] for arch in table["arch"]])
+    choices = {f"block_{i}": [0, 1, 2] for i in range(keys.shape[1])}
+    return tabulated(choices, keys, table["acc_mean"].to_numpy(), table[cost].to_numpy(dtype=float), exact=True)
+
+
+# ---- the AttentiveNAS space -----------------------------------------------------------------------------------------
+
+WIDTHS = [[16, 24], [16, 24], [24, 32], [32, 40], [64, 72], [112, 120, 128], [192, 200, 208, 216], [216, 224], [1792, 1984]]
+DEPTHS = [[1, 2], [3, 4, 5], [3, 4, 5, 6], [3, 4, 5, 6], [3, 4, 5, 6, 7, 8], [3, 4, 5, 6, 7, 8], [1, 2]]
+EXPANDS = [[1], [4, 5, 6], [4, 5, 6], [4, 5, 6], [4, 5, 6], [6], [6]]
+STRIDES = [1, 2, 2, 2, 1, 2, 1]
+EXCITED = [False, False, True, False, True, True, True]  # squeeze and excitation
+
+
+def attentive_values(archs: list[nas.Architecture]) -> np.ndarray:
+    """Resolution, 9 widths, 7 depths, 7 kernels, 7 expand ratios; (N, 31)."""
+    return np.array([[value for _, value in arch.choices] for arch in archs], dtype=np.int64)
+
+
+def divisible(channels: np.ndarray) -> np.ndarray:
+    nearest = np.maximum(8, (channels + 4) // 8 * 8)
+    return np.where(nearest < 0.9 * channels, nearest + 8, nearest)
+
+
+def attentive_macs(values: np.ndarray) -> np.ndarray:
+    """Multiply-accumulates of convolutions and linear layers, (N,), from (N, 31) values."""
+    resolution, width, depth = values[:, 0], values[:, 1:10], values[:, 10:17]
+    kernel, expand = values[:, 17:24], values[:, 24:31]
+    side, channels = (resolution + 1) // 2, width[:, 0]
+    total = side * side * 27 * channels
+    for stage in range(7):
+        for block in range(max(DEPTHS[stage])):
+            there = block < depth[:, stage]
+            stride, out = STRIDES[stage] if block == 0 else 1, width[:, stage + 1]
+            after, hidden = (side - 1) // stride + 1, divisible(channels * expand[:, stage])
+            cost = np.where(expand[:, stage] > 1, side * side * channels * hidden, 0)
+            cost = cost + after * after * hidden * (kernel[:, stage] ** 2 + out)
+            cost = cost + (2 * hidden * divisible(hidden // 4) if EXCITED[stage] else 0)
+            cost = cost + np.where((channels != out) | (stride > 1), after * after * channels * out, 0)
+            total = total + np.where(there, cost, 0)
+            side, channels = np.where(there, after, side), np.where(there, out, channels)
+    head = divisible(6 * channels)
+    return total + side * side * channels * head + head * width[:, 8] + width[:, 8] * 1000
+
+
+class Forest:
+    """A regression forest as arrays: all trees of all rows descend together."""
+
+    def __init__(self, path: Path) -> None:
+        arrays = np.load(path)
+        self.first = arrays["tree_offset"][:-1].astype(np.int64)
+        self.left, self.right = arrays["left"].astype(np.int64), arrays["right"].astype(np.int64)
+        self.feature, self.threshold = arrays["feature"].astype(np.int64), arrays["threshold"]
+        self.value = arrays["value"].ravel()
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        node = np.repeat(self.first[None, :], len(features), axis=0)  # (N, trees)
+        row = np.arange(len(features))[:, None]
+        inner = self.left[node] >= 0
+        while inner.any():
+            goes_left = features[row, np.where(inner, self.feature[node], 0)] <= self.threshold[node]
+            child = np.where(goes_left, self.left[node], self.right[node]) + self.first
+            node = np.where(inner, child, node)
+            inner = self.left[node] >= 0
+        return self.value[node].mean(axis=1)
+
+
+# The best front known: NSGA-II, population 400, 3 x 100,000 evaluations, started with the smallest and largest network.
+BEST_ACCURACY = (67.4887, 72.2045)
+BEST_MACS = (203_389_568, 1_528_639_104)
+BEST_HYPERVOLUME = 0.95153  # scaled to these ranges, reference point 1.05 in both
+
+
+def attentive(data: Path) -> Problem:
+    choices: dict[str, list[int]] = {"resolution": [192, 224, 256, 288]}
+    for name, options in (("width", WIDTHS), ("depth", DEPTHS), ("kernel", [[3, 5]] * 7), ("expand", EXPANDS)):
+        choices |= {f"{name}_{stage}": stage_options for stage, stage_options in enumerate(options)}
+    forest = Forest(data / "attentivenas_forest.npz")
+
+    def macs(archs: list[nas.Architecture]) -> np.ndarray:
+        return attentive_macs(attentive_values(archs)).astype(float)
+
+    def truth(archs: list[nas.Architecture]) -> dict[str, np.ndarray]:
+        return {"accuracy": forest(attentive_values(archs)), "cost": macs(archs)}
+
+    spans = BEST_ACCURACY[1] - BEST_ACCURACY[0], BEST_MACS[1] - BEST_MACS[0]
+    worst = BEST_ACCURACY[0] - 0.05 * spans[0], BEST_MACS[1] + 0.05 * spans[1]
+    space = nas.SearchSpace(choices, name="attentive")
+    return Problem(space, truth, {"cost": macs}, worst, BEST_HYPERVOLUME * spans[0] * spans[1])
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+def make(name: str, data: Path) -> Problem:
+    family, _, rest = name.partition("/")
+    if family == "nb201":
+        return nasbench201(data, *rest.split("/"))
+    return macro(data, rest) if family == "macro" else attentive(data)
+
+
+def run(problem: Problem, strategy: str, seed: int, budgets: list[int], batch: int, noise: float) -> tuple[list[float], float]:
+    """Shares at the budgets, and the seconds spent outside of evaluations for each of them."""
+    rng = np.random.default_rng([seed, 99])
+    spent = 0.0
+
+    def evaluate(archs: list[nas.Architecture]) -> dict[str, np.ndarray]:
+        nonlocal spent
+        began = time.perf_counter()
+        values = problem.truth(archs)
+        measured = values | {"accuracy": values["accuracy"] + noise * rng.normal(size=len(archs))}
+        spent += time.perf_counter() - began
+        return measured
+
+    began = time.perf_counter()
+    result = nas.optimize(
+        problem.space,
+        evaluate,
+        objectives={"accuracy": "max", "cost": "min"},
+        known=problem.known,
+        budget=max(budgets),
+        batch=batch,
+        strategy=strategy,
+        seed=seed,
+    )
+    seconds = time.perf_counter() - began - spent
+    true = problem.truth(list(result.trials["architecture"]))
+    shares = [area(true["accuracy"][:n], true["cost"][:n], problem.worst) / problem.hypervolume for n in budgets]
+    return shares, seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the tables")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--strategies", nargs="+", default=["default", "linas", "nsga2", "random"])
+    parser.add_argument("--problems", nargs="+", default=["all"])
+    parser.add_argument("--budgets", nargs="+", type=int, help="default: 100 200 500 (attentive), 60 100 150 400 (others)")
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--noise", type=float, default=0.0, help="standard deviation added to measured accuracies, in %%")
+    options = parser.parse_args()
+    names = DEFAULT_PROBLEMS if options.problems == ["all"] else options.problems
+    print(f"{'problem':28} {'strategy':12} {'evaluations':>11} {'mean':>8} {'least':>8}   own seconds a run")
+    for name in names:
+        problem = make(name, options.data)
+        budgets = options.budgets or ([100, 200, 500] if name.startswith("attentive") else [60, 100, 150, 400])
+        for strategy in options.strategies:
+            runs = [run(problem, strategy, seed, budgets, options.batch, options.noise) for seed in range(options.seeds)]
+            seconds = statistics.median(s for _, s in runs)
+            for column, budget in enumerate(budgets):
+                shares = [s[column] for s, _ in runs]
+                tail = f"   {seconds:.1f}" if budget == budgets[-1] else ""
+                print(f"{name:28} {strategy:12} {budget:11} {np.mean(shares):8.4f} {min(shares):8.4f}{tail}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
