@@ -32,7 +32,7 @@ def _reach(costs: Values, rays: Values) -> NDArray[np.float32]:
     return reach ** costs.shape[-1]  # type: ignore[no-any-return]
 
 
-def choose_batch(costs: Values, within: NDArray[np.bool_], known: int, n: int, rays: Values) -> tuple[list[int], Values]:
+def choose_batch(costs: Values, within: NDArray[np.bool_], known: int, n: int, rays: Values) -> list[int]:
     """Greedily the n candidates whose evaluation adds most hypervolume in expectation over joint draws.
 
     The gain of a set is submodular, so the greedy choice is near the best set and old gains bound new ones: only the
@@ -45,7 +45,7 @@ def choose_batch(costs: Values, within: NDArray[np.bool_], known: int, n: int, r
         n: size of the batch.
 
     Returns:
-        Chosen candidates (counted from ``known``), and the gain of each one when it was chosen.
+        Chosen candidates, counted from ``known``; of equal gains the first.
     """
     reach = _reach(costs, rays) * within[..., None]
     best = reach[:, :known].max(axis=1, initial=0.0)  # (draws, rays)
@@ -54,7 +54,6 @@ def choose_batch(costs: Values, within: NDArray[np.bool_], known: int, n: int, r
     queue = [(-gain, index) for index, gain in enumerate(gains.tolist())]
     heapq.heapify(queue)
     chosen: list[int] = []
-    taken: list[float] = []
     while queue and len(chosen) < n:
         _, index = heapq.heappop(queue)
         gain = float(np.maximum(reach[index] - best, 0.0).mean())
@@ -62,6 +61,5 @@ def choose_batch(costs: Values, within: NDArray[np.bool_], known: int, n: int, r
             heapq.heappush(queue, (-gain, index))
             continue
         chosen.append(index)
-        taken.append(gain)
         best = np.maximum(best, reach[index])
-    return chosen, np.array(taken)
+    return chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.evolution import evolve, skewed_rows
+from nas.evolution import evolve, skewed_rows, survivors
 from nas.pareto import non_dominated
 from nas.strategies.gain import choose_batch, directions
 from nas.strategies.models import Model
@@ -19,6 +19,8 @@ RAYS = 128
 POPULATION = 200
 GENERATIONS = 40
 CANDIDATES = 600
+NEAR = 100  # evaluated networks that draws include: the best by value, and the best by prediction
+TRAINING = 1500
 
 
 class Surrogate:
@@ -93,15 +95,27 @@ class Surrogate:
     # ---- later batches --------------------------------------------------------------------------------------
 
     def _fit(self) -> dict[int, Model]:
+        rows = self._training()
         for column in self.task.measured:
-            costs = self.archive.values[:, column]
-            self._models[column] = Model.fit(self.task.space, self.archive.rows, costs, self._models.get(column))
+            costs = self.archive.values[rows, column]
+            self._models[column] = Model.fit(self.task.space, self.archive.rows[rows], costs, self._models.get(column))
         return self._models
+
+    def _training(self) -> NDArray[np.intp]:
+        """What models learn from: everything, or the best half of so many and others evenly over time."""
+        count = len(self.archive)
+        if count <= TRAINING:
+            return np.arange(count)
+        others = np.linspace(0, count - 1, TRAINING // 2).astype(np.intp)
+        return np.unique(np.concatenate([self._best(self.archive.values, TRAINING // 2), others]))
+
+    def _best(self, values: Values, n: int) -> NDArray[np.intp]:
+        return survivors(values[:, self.task.objectives], self.task.excess(values), n)
 
     def _candidates(self, models: dict[int, Model], n: int) -> Rows:
         """New networks on or near the predicted fronts, (N, genes)."""
         task, space = self.task, self.task.space
-        good = self._front(self.archive.values)
+        good = self._front()
         start = np.concatenate([self.archive.rows[good], self.archive.rows[:2]])
 
         def price(rows: Rows, optimism: float) -> tuple[Values, Values]:
@@ -130,35 +144,33 @@ class Surrogate:
         rows = np.concatenate([rows, task.draw(3 * n, self.archive, self.rng)])
         return rows[space.unique(rows)]
 
-    def _front(self, values: Values) -> NDArray[np.intp]:
-        """The best evaluated networks: the front of those within the limits, or of the least violation."""
-        violation = self.task.excess(values)
+    def _front(self) -> NDArray[np.intp]:
+        """The front of the evaluated networks within the limits, or of those that violate them least."""
+        violation = self.task.excess(self.archive.values)
         inside = np.flatnonzero(violation <= violation.min())
-        return inside[non_dominated(values[inside][:, self.task.objectives])]
+        return inside[non_dominated(self.archive.values[inside][:, self.task.objectives])]
 
     def _choose(self, models: dict[int, Model], candidates: Rows, n: int) -> list[int]:
-        task = self.task
-        good = self._front(self.archive.values)
-        near = np.unique(np.concatenate([good, self._near(models)]))
+        task, values = self.task, self.archive.values.copy()
+        for column, model in models.items():
+            values[:, column] = model.mean(self.archive.rows)
+        # Under noise the front by value and the front that is believed in differ; both say what a candidate has to beat.
+        near = np.unique(np.concatenate([self._best(self.archive.values, NEAR), self._best(values, NEAR)]))
         rows = np.concatenate([self.archive.rows[near], candidates])
         draws = np.repeat(task.known(rows)[None], DRAWS, axis=0)
         for column, model in models.items():
             draws[:, :, column] = model.sample(rows, DRAWS, self.rng)
-        within = task.excess(draws) <= 0
-        draws = draws[:, :, task.objectives]
+        excess = task.excess(draws)
+        within, draws = excess <= 0, draws[:, :, task.objectives]
         low, high = _extent(draws, within)
         span = np.where(high > low, high - low, 1.0)
         costs = (draws - (high + 0.1 * span)) / span
+        # Where no gain tells candidates apart: the nearest to the limits first, then the least certain.
+        order = np.lexsort((-draws[:, len(near) :].std(axis=0).sum(axis=-1), excess[:, len(near) :].mean(axis=0)))
+        turned = np.concatenate([np.arange(len(near)), len(near) + order])
         rays = directions(RAYS, len(task.objectives), self.rng)
-        chosen, _ = choose_batch(costs, within, len(near), n, rays)
-        return chosen
-
-    def _near(self, models: dict[int, Model]) -> NDArray[np.intp]:
-        """Evaluated networks whose predicted values are non-dominated: under noise, the front that is believed in."""
-        values = self.archive.values.copy()
-        for column, model in models.items():
-            values[:, column] = model.mean(self.archive.rows)
-        return self._front(values)
+        chosen = choose_batch(costs[:, turned], within[:, turned], len(near), n, rays)
+        return [int(order[index]) for index in chosen]
 
 
 def _extent(draws: Values, within: NDArray[np.bool_]) -> tuple[Values, Values]:
