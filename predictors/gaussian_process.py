@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 
-from predictors.kernel import GeneKernel
+from predictors.kernel import GeneKernel, option_effects
 from search_spaces import SearchSpace
 
 __all__ = ["ArchitectureProcess", "Weights"]
@@ -65,12 +65,12 @@ class ArchitectureProcess:
         self.space = space
         self.start = start
         self.iterations = iterations
-        self.kernel = GeneKernel(space)
 
     def fit(self, rows: Rows, values: Values) -> ArchitectureProcess:
         """Fit to values (N,) of canonical rows (N, genes); ``evidence_`` is then their log marginal likelihood."""
         self.center_, self.scale_ = float(values.mean()), float(values.std()) or 1.0
         target = (values - self.center_) / self.scale_
+        self.kernel = GeneKernel(self.space, option_effects(self.space, rows, values))
         hot = self.kernel.one_hot(rows)
         prior = self._prior(hot)
         # Every k-th row, with the last ones, which a search has placed where it matters.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces import SearchSpace
+from search_spaces.architecture import Value
 
-__all__ = ["GeneKernel", "Term"]
+__all__ = ["GeneKernel", "Term", "option_effects"]
 
 Values = NDArray[np.float64]
+Options = tuple[Value, ...]
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,19 @@ class Term:
 class GeneKernel:
     """Distances between architectures as weighted sums over genes.
 
-    A gene contributes up to two terms: whether two networks take different options, and, for three or more numbers,
-    how many options lie between them. Where a gene has no effect is a state of its own. Weights decide which terms
-    matter, so nothing has to be known about a space: kernel sizes, widths and the numbered operations of a cell are
-    told apart by the data. Matrices over N and M architectures are products of one-hot rows with a small table.
+    A gene contributes up to three terms: whether two networks take different options; for three or more numbers, how
+    many options lie between them; and how far apart the options are in effect, where many genes share their options.
+    Where a gene has no effect is a state of its own. Weights decide which terms matter, so nothing has to be known
+    about a space: kernel sizes, widths and the numbered operations of a cell are told apart by the data. Matrices over
+    N and M architectures are products of one-hot rows with a small table.
+
+    Args:
+        effects: options -> the place of each one on a line, as `option_effects` finds it.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, effects: Mapping[Options, Values] | None = None) -> None:
         self.space = space
+        self.effects = effects or {}
 
     @cached_property
     def _first(self) -> NDArray[np.int64]:
@@ -58,9 +67,9 @@ class GeneKernel:
             found.append(Term(states, 1.0 - np.eye(count)))
             numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in gene.options)
             if numbers and options > 2:
-                rank = np.argsort(np.argsort(np.array(gene.options, dtype=np.float64))) / (options - 1)
-                place = np.concatenate([rank, np.full(count - options, 0.5)])
-                found.append(Term(states, np.abs(place[:, None] - place[None, :])))
+                found.append(Term(states, _along(np.argsort(np.argsort(np.array(gene.options, dtype=np.float64))), count)))
+            if gene.options in self.effects:
+                found.append(Term(states, _along(self.effects[gene.options], count)))
         return tuple(found)
 
     def one_hot(self, rows: NDArray[np.int64]) -> Values:
@@ -81,3 +90,38 @@ class GeneKernel:
     def collect(self, pairs: Values) -> Values:
         """The derivative by the weights, (terms,), of a function whose derivative by the table is ``pairs``."""
         return np.array([np.sum(term.distance * pairs[term.states, term.states]) for term in self.terms])
+
+
+def _along(places: NDArray[Any], count: int) -> Values:
+    """Distances on a line scaled to 0..1, (count, count); states beyond the places (no effect) are in its middle."""
+    scaled = (places - places.min()) / (np.ptp(places) or 1.0)
+    scaled = np.concatenate([scaled, np.full(count - len(places), 0.5)])
+    return np.abs(scaled[:, None] - scaled[None, :])  # type: ignore[no-any-return]
+
+
+def option_effects(space: SearchSpace, rows: NDArray[np.int64], values: Values) -> dict[Options, Values]:
+    """What options do wherever they are taken: for three or more options that several genes share, their common effects.
+
+    The effects are the coefficients of a ridge regression of the values (N,) on how many genes take an option: a few
+    numbers from all the data, which tell early that two operations of a cell, or of all 22 blocks, are alike.
+    """
+    shared: dict[Options, list[int]] = {}
+    for index, gene in enumerate(space.genes):
+        if len(gene.options) > 2:
+            shared.setdefault(gene.options, []).append(index)
+    shared = {options: genes for options, genes in shared.items() if len(genes) > 1}
+    if not shared:
+        return {}
+    active = space.active(rows)
+    counts = [
+        ((rows[:, genes] == option) & active[:, genes]).sum(axis=1)
+        for options, genes in shared.items()
+        for option in range(len(options))
+    ]
+    features = np.column_stack(counts).astype(np.float64)
+    features -= features.mean(axis=0)
+    target = (values - values.mean()) / (values.std() or 1.0)
+    penalty = 0.1 * len(rows) * max(float(features.var(axis=0).mean()), 1e-9)
+    effects = np.linalg.solve(features.T @ features + penalty * np.eye(features.shape[1]), features.T @ target)
+    ends = np.cumsum([len(options) for options in shared])[:-1]
+    return dict(zip(shared, np.split(effects, ends), strict=True))
