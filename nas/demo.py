@@ -26,6 +26,7 @@ class Budget:
 
     Attributes:
         images: training images (times augmented) of the supernet, and again of the largest network alone.
+        recipe: of the supernet.
         width: width multiplier of the space.
         samples: scored subnets.
         validation_images: per scored subnet, at most.
@@ -34,6 +35,7 @@ class Budget:
     """
 
     images: int = 64_000
+    recipe: str = "quick"
     width: float = 0.5
     samples: int = 80
     validation_images: int = 1000
@@ -157,5 +159,8 @@ def _train(
     progress.say(f"data        {images.name}: {counts}")
     progress.say(f"space       {space.key}: {space.count():.2e} networks, {len(space.layers())} different layers")
     epochs = budget.images / len(images.train)
-    run = api.train(Supernet(space, seed=seed), images, out=folder, epochs=epochs, seed=seed, stop=stop, progress=progress)
+    supernet = Supernet(space, seed=seed)
+    run = api.train(
+        supernet, images, out=folder, recipe=budget.recipe, epochs=epochs, seed=seed, stop=stop, progress=progress
+    )
     return run, epochs

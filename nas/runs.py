@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,11 @@ class Run:
         return search_spaces.from_dict(self.settings["space"])
 
     def data(self) -> ImageData:
-        """The run's images, checked against the hash that the run was trained with."""
+        """The run's images, checked against the hash that the run was trained with; read once."""
+        return self._data
+
+    @cached_property
+    def _data(self) -> ImageData:
         from supernets import load_data
 
         wanted = self.settings["data"]
