@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latency_tables import LatencyTable
-    from nas.api import export, predictor, profile, report, score, search, space, spaces, train, verify
+    from nas.api import export, finetune, predictor, profile, report, score, search, space, spaces, train, verify
     from nas.pareto import ParetoFront
     from nas.runs import Run
     from search_spaces import Architecture, SearchSpace, UserError
@@ -26,6 +26,7 @@ __all__ = [
     "Supernet",
     "UserError",
     "export",
+    "finetune",
     "load_data",
     "predictor",
     "profile",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from predictors import ArchitecturePredictor
     from supernets import ImageData, Recipe, Supernet
 
-__all__ = ["export", "predictor", "profile", "report", "score", "search", "space", "spaces", "train", "verify"]
+__all__ = ["export", "finetune", "predictor", "profile", "report", "score", "search", "space", "spaces", "train", "verify"]
 
 LOG_VERSION = 1
 DEFAULT_DEVICE = "onnxruntime-cpu"
@@ -222,6 +222,31 @@ def export(run: str | Path | Run, *, pick: str | None = None, force: bool = Fals
     front = ParetoFront.load(opened.file("front.json"))
     points = list(front) if pick is None else [front.pick(pick)]
     return export_points(opened, points, force=force, progress=progress)
+
+
+def finetune(
+    run: str | Path | Run,
+    *,
+    pick: str = "knee",
+    epochs: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress = SILENT,
+) -> Path:
+    """Train a network of the front on, alone; the next export ships these weights. Resumable, and done once.
+
+    Args:
+        pick: as for `export`.
+        epochs: default: those of the recipe ``finetune``.
+
+    Raises:
+        UserError: nothing on the front fits ``pick``.
+    """
+    from nas.finetuning import finetune_network
+    from nas.pareto import ParetoFront
+
+    opened = _opened(run)
+    arch = ParetoFront.load(opened.file("front.json")).pick(pick).arch
+    return finetune_network(opened, arch, epochs=epochs, stop=stop, progress=progress)
 
 
 def verify(run: str | Path | Run, *, device: str = DEFAULT_DEVICE, seed: int = 0, progress: Progress = SILENT) -> Verification:

@@ -25,7 +25,8 @@ class Budget:
     """What a demo may spend; the default takes about four minutes on two cores.
 
     Attributes:
-        images: training images (times augmented) of the supernet, and again of the largest network alone.
+        images: training images (times augmented) that the best network sees in all, and as many for the largest one alone.
+        finetune_share: of the images, for fine-tuning the best network of the front; the supernet has the rest.
         recipe: of the supernet.
         width: width multiplier of the space.
         samples: scored subnets.
@@ -35,6 +36,7 @@ class Budget:
     """
 
     images: int = 64_000
+    finetune_share: float = 0.3
     recipe: str = "quick"
     width: float = 0.5
     samples: int = 80
@@ -131,6 +133,7 @@ def run_demo(
             seed=seed,
             progress=progress,
         )
+    api.finetune(run, pick="best", epochs=budget.finetune_share * epochs, stop=stop, progress=progress)
     exports = api.export(run, progress=progress)
     verification = api.verify(run, device=device, seed=seed, progress=progress)
     return DemoResult(
@@ -159,8 +162,7 @@ def _train(
     progress.say(f"data        {images.name}: {counts}")
     progress.say(f"space       {space.key}: {space.count():.2e} networks, {len(space.layers())} different layers")
     epochs = budget.images / len(images.train)
+    share = 1 - budget.finetune_share
     supernet = Supernet(space, seed=seed)
-    run = api.train(
-        supernet, images, out=folder, recipe=budget.recipe, epochs=epochs, seed=seed, stop=stop, progress=progress
-    )
+    run = api.train(supernet, images, out=folder, recipe=budget.recipe, epochs=epochs, seed=seed, stop=stop, progress=progress)
     return run, epochs

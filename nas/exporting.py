@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from latency_tables import build_onnx, open_device
+from nas.finetuning import deployed_network, is_finetuned
 from nas.pareto import Point
 from nas.runs import Run
 from search_spaces.artifacts import atomic_path, file_hash, made_by, read_json, write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import ImageData, Network, Split, Supernet, calibrated
+from supernets import ImageData, Network, Split
 
 __all__ = ["Export", "export_points", "read_export", "test_logits"]
 
@@ -39,6 +40,7 @@ class Export:
         max_relative_difference: largest difference of any logit over the largest logit.
         top1_agreement: share of the images with the same top-1 class.
         proven: checker passed, difference within 1e-4, agreement complete.
+        finetuned: the network was trained on after it was extracted.
     """
 
     id: str
@@ -49,19 +51,18 @@ class Export:
     max_relative_difference: float
     top1_agreement: float
     proven: bool
+    finetuned: bool
 
 
 def export_points(run: Run, points: Sequence[Point], *, force: bool, progress: Progress) -> list[Export]:
-    """Export points of the front that are not exported yet (all of them with ``force``)."""
+    """Export points of the front that are not exported yet (all of them with ``force``), and those fine-tuned since."""
     done: list[Export] = []
-    loaded: tuple[Supernet, ImageData] | None = None
     progress.start("export and prove", len(points))
     try:
         for point in points:
             existing = None if force else _existing(run, point.arch.id)
-            if existing is None:
-                loaded = loaded or (run.supernet(), run.data())
-                existing = _export(run, point, *loaded)
+            if existing is None or existing.finetuned != is_finetuned(run, point.arch):
+                existing = _export(run, point, run.data())
             done.append(existing)
             progress.advance()
     finally:
@@ -94,9 +95,9 @@ def _existing(run: Run, arch_id: str) -> Export | None:
     return read_export(run, arch_id)
 
 
-def _export(run: Run, point: Point, supernet: Supernet, data: ImageData) -> Export:
+def _export(run: Run, point: Point, data: ImageData) -> Export:
     arch = point.arch
-    network = calibrated(supernet, arch, data, seed=run.settings["seed"])
+    network = deployed_network(run, arch, data)
     resolution = int(arch.to_dict().get("resolution", data.size))
     model = onnx_model(network, _metadata(run, point, data, resolution))
     onnx.checker.check_model(model, full_check=True)
@@ -113,6 +114,7 @@ def _export(run: Run, point: Point, supernet: Supernet, data: ImageData) -> Expo
         max_relative_difference=difference,
         top1_agreement=agreement,
         proven=difference <= TOLERANCE and agreement == 1.0,
+        finetuned=is_finetuned(run, arch),
     )
     body = asdict(export) | {"architecture": arch.to_dict(), "promised": point.values}
     write_json(run.exports / f"{arch.id}.json", "export", EXPORT_VERSION, body)

@@ -129,7 +129,11 @@ class Run:
         return data.shown_as(int(self.space.parameters["channels"]))
 
     def supernet(self) -> Supernet:
-        """The trained supernet."""
+        """The trained supernet; read once, and not to be changed."""
+        return self._supernet
+
+    @cached_property
+    def _supernet(self) -> Supernet:
         from supernets import Supernet, load_tensors, load_weights
 
         make = f"nas train-supernet --out {self.path}"

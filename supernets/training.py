@@ -277,9 +277,7 @@ class _Run:
         self._note_loss(float(total) / (len(archs) + sandwich))
 
     def _loss(self, logits: Tensor, labels: Tensor, soft: Tensor | None) -> Tensor:
-        """Mean loss of a batch; in a sandwich the teacher's soft labels replace the true ones, elsewhere they join them."""
-        if soft is not None and self.recipe.sandwich:
-            return self.recipe.distill * F.cross_entropy(logits, soft)
+        """Mean loss of a batch, the teacher's soft labels beside the true ones."""
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         return loss if soft is None else loss + self.recipe.distill * F.cross_entropy(logits, soft)
 

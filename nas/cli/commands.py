@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +33,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout."
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
+@contextmanager
+def _interruptible(progress: TerminalProgress) -> Iterator[Stop]:
+    """Long training inside: Ctrl-C finishes the step, saves, and exits with 130."""
+    from supernets import Interrupted
+
+    with Stop().listening() as stop:
+        try:
+            yield stop
+        except Interrupted as event:
+            progress.say(f"{event}; run the same command again to go on")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _space(name: str, width: float | None, image: int | None, resolution: str | None) -> SearchSpace:
@@ -65,19 +80,14 @@ def train_supernet(
 ) -> None:
     """Train a supernet by progressive shrinking. Run it again to resume."""
     import nas
-    from supernets import Interrupted
 
     images = nas.load_data(data, seed=seed)
     chosen = _space(space, width, _image(space, images.size), resolution)
     supernet = nas.Supernet(chosen, images.classes, channels=images.channels, seed=seed).to(_torch_device(torch_device))
     progress = TerminalProgress(quiet=quiet)
     progress.say(f"{images.name}: {len(images.train)} training images; {chosen.key}: {chosen.count():.2e} networks")
-    with Stop().listening() as stop:
-        try:
-            run = nas.train(supernet, images, out=out, recipe=recipe, epochs=epochs, seed=seed, stop=stop, progress=progress)
-        except Interrupted as event:
-            progress.say(f"{event}; run the same command again to go on")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+    with _interruptible(progress) as stop:
+        run = nas.train(supernet, images, out=out, recipe=recipe, epochs=epochs, seed=seed, stop=stop, progress=progress)
     if as_json:
         print_json({"run": str(run.path), **run.settings})
     else:
@@ -228,6 +238,22 @@ def export(
 
 
 @app.command()
+def finetune(
+    run: RunFolder,
+    pick: Annotated[str, typer.Option(help="knee, best, fastest, latency=5ms, or an id.")] = "knee",
+    epochs: Annotated[float | None, typer.Option(help="Default: the recipe's.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network of the front on, alone; the next export ships these weights. Run it again to resume."""
+    import nas
+
+    progress = TerminalProgress(quiet=quiet)
+    with _interruptible(progress) as stop:
+        path = nas.finetune(run, pick=pick, epochs=epochs, stop=stop, progress=progress)
+    typer.echo(f"{path}\nNext: nas export {run} --pick {path.stem}")
+
+
+@app.command()
 def verify(
     run: RunFolder, device: DeviceName = "onnxruntime-cpu", seed: Seed = 0, as_json: AsJson = False, quiet: Quiet = False
 ) -> None:
@@ -341,15 +367,10 @@ def demo(
 ) -> None:
     """The whole loop on real images in minutes: train, profile, search under a latency limit, export, verify, report."""
     from nas.demo import run_demo
-    from supernets import Interrupted
 
     progress = TerminalProgress(quiet=quiet)
-    with Stop().listening() as stop:
-        try:
-            result = run_demo(data, out=out, device=device, seed=seed, stop=stop, progress=progress)
-        except Interrupted as event:
-            progress.say(f"{event}; run the same command again to go on")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+    with _interruptible(progress) as stop:
+        result = run_demo(data, out=out, device=device, seed=seed, stop=stop, progress=progress)
     if as_json:
         print_json(result.to_dict())
     else:
