@@ -162,7 +162,7 @@ def _train(
     progress.say(f"data        {images.name}: {counts}")
     progress.say(f"space       {space.key}: {space.count():.2e} networks, {len(space.layers())} different layers")
     epochs = budget.images / len(images.train)
-    share = 1 - budget.finetune_share
+    shared = (1 - budget.finetune_share) * epochs
     supernet = Supernet(space, seed=seed)
-    run = api.train(supernet, images, out=folder, recipe=budget.recipe, epochs=epochs, seed=seed, stop=stop, progress=progress)
+    run = api.train(supernet, images, out=folder, recipe=budget.recipe, epochs=shared, seed=seed, stop=stop, progress=progress)
     return run, epochs

@@ -277,7 +277,7 @@ def _show_verification(result: Any) -> None:
         half = 50 * (item.accuracy_high - item.accuracy_low)
         rows.append(
             (
-                item.id,
+                f"{item.id}*" if item.finetuned else item.id,
                 f"{promised['accuracy']:.1%}" if promised else "",
                 f"{item.accuracy:.1%} ±{half:.1f}",
                 f"{promised['latency']:.3g}" if promised else "",
@@ -286,7 +286,7 @@ def _show_verification(result: Any) -> None:
             )
         )
     columns = ["network", "accuracy", "verified", "latency ms", "verified", "limits"]
-    show_table(columns, rows, title="promised, then verified on the test images and on the device")
+    show_table(columns, rows, title="promised, then verified on the test images and on the device (*: fine-tuned since)")
 
 
 @app.command()
