@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from search_spaces.architecture import Architecture
+from search_spaces.attentive import attentive_nas
 from search_spaces.errors import UserError, unknown_name
 from search_spaces.layers import Layer
-from search_spaces.mobilenet import ofa_mobilenet_v3, small_mobilenet
+from search_spaces.mobilenet import ofa_mobilenet_v3, ofa_proxyless, small_mobilenet
+from search_spaces.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from search_spaces.resnet import ofa_resnet50
 from search_spaces.rows import Choice
 from search_spaces.space import SearchSpace
 
@@ -17,6 +20,11 @@ __all__ = ["FAMILIES", "Architecture", "Choice", "Layer", "SearchSpace", "UserEr
 
 FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "ofa-mobilenet-v3": ofa_mobilenet_v3,
+    "ofa-proxyless": ofa_proxyless,
+    "ofa-resnet50": ofa_resnet50,
+    "attentive-nas": attentive_nas,
+    "mobilenet-v3-large": mobilenet_v3_large,
+    "mobilenet-v3-small": mobilenet_v3_small,
     "small-mobilenet": small_mobilenet,
 }
 

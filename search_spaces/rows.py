@@ -25,11 +25,27 @@ class Choice:
     Attributes:
         active_if: per position, None (always has an effect) or (gene name, the values of it under which this
             position has an effect), e.g. ``("depth[0]", (3, 4))`` for a stage's third block.
+        at: per position, its own options, where positions differ; see `each`.
     """
 
     options: tuple[Value, ...]
     length: int | None = None
     active_if: tuple[tuple[str, tuple[Value, ...]] | None, ...] | None = None
+    at: tuple[tuple[Value, ...], ...] | None = None
+
+    @classmethod
+    def each(
+        cls, options: Sequence[Sequence[Value]], active_if: Sequence[tuple[str, tuple[Value, ...]] | None] | None = None
+    ) -> Choice:
+        """A list choice from the options of every position; ``options`` becomes all of them in order of appearance."""
+        at = tuple(tuple(values) for values in options)
+        every = tuple(dict.fromkeys(value for values in at for value in values))
+        same = all(values == every for values in at)
+        return cls(every, len(at), None if active_if is None else tuple(active_if), None if same else at)
+
+    def options_at(self, position: int) -> tuple[Value, ...]:
+        """The options of one position (0 for a scalar choice)."""
+        return self.options if self.at is None else self.at[position]
 
 
 @dataclass(frozen=True)
@@ -187,27 +203,40 @@ def row_keys(rows: Rows) -> NDArray[Any]:
 def as_choice(name: str, value: Sequence[Value] | Choice) -> Choice:
     """A choice from a plain list of options; refuses an empty list and options that repeat."""
     choice = value if isinstance(value, Choice) else Choice(tuple(value))
-    if not choice.options or len(set(choice.options)) != len(choice.options):
-        raise UserError(
-            f"choice '{name}' has the options {list(choice.options)}",
-            allowed="A choice needs at least one option, each once",
-            next_step="Correct the list",
-        )
+    for position, options in enumerate(choice.at or (choice.options,)):
+        if not options or len(set(options)) != len(options):
+            place = name if choice.at is None else f"{name}[{position}]"
+            raise UserError(
+                f"choice '{place}' has the options {list(options)}",
+                allowed="A choice needs at least one option, each once",
+                next_step="Correct the list",
+            )
     return choice
 
 
 def genes_of(choices: Mapping[str, Choice]) -> tuple[Gene, ...]:
-    """The columns of a space's rows: one gene per scalar choice, one per position of a list choice."""
+    """The columns of a space's rows: one gene per scalar choice, one per position of a list choice.
+
+    Raises:
+        UserError: no choice, or a position that depends on a gene that does not exist.
+    """
     if not choices:
         raise UserError("a space without choices", allowed="At least one choice is needed", next_step="Give {name: options}")
-    named: list[tuple[str, str, Choice, tuple[str, tuple[Value, ...]] | None]] = []
+    named: list[tuple[str, str, Choice, int]] = []
     for name, choice in choices.items():
         if choice.length is None:
-            named.append((name, name, choice, choice.active_if[0] if choice.active_if else None))
-        for at in range(choice.length or 0):
-            named.append((f"{name}[{at}]", name, choice, choice.active_if[at] if choice.active_if else None))
+            named.append((name, name, choice, 0))
+        named += [(f"{name}[{at}]", name, choice, at) for at in range(choice.length or 0)]
     column = {gene: index for index, (gene, *_) in enumerate(named)}
-    return tuple(
-        Gene(gene, name, choice.options, None if rule is None else column[rule[0]], () if rule is None else rule[1])
-        for gene, name, choice, rule in named
-    )
+    genes = []
+    for gene, name, choice, at in named:
+        rule = choice.active_if[at] if choice.active_if else None
+        if rule is not None and rule[0] not in column:
+            raise UserError(
+                f"{gene} depends on '{rule[0]}'",
+                allowed=f"Genes: {', '.join(column)}",
+                next_step="Name one of them in active_if",
+            )
+        parent, enabling = (None, ()) if rule is None else (column[rule[0]], rule[1])
+        genes.append(Gene(gene, name, choice.options_at(at), parent, enabling))
+    return tuple(genes)

@@ -7,6 +7,7 @@ that search does in bulk works on such arrays without a Python loop over archite
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,7 +50,10 @@ class SearchSpace(RowSpace):
         positions: the lowering, in order of execution.
         shrink: names of the choices in the order in which progressive shrinking opens them.
         unkeyed: parameters that do not change an architecture's identity (classes, input channels).
-        traits: training defaults of the family (``norm_eps``, ``norm_momentum``, ``dropout``).
+        traits: how networks of the family are built and trained: ``norm_eps``, ``norm_momentum``, ``dropout``,
+            ``kernel_maps`` (1: small filters come from large ones through learned maps, 0: they are the centres),
+            ``residual_gamma`` (scale at the end of residual branches at first, default 1).
+        published: networks of the space that have a name elsewhere, by their choices.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class SearchSpace(RowSpace):
         shrink: Sequence[str] = (),
         unkeyed: Sequence[str] = (),
         traits: Mapping[str, float] | None = None,
+        published: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.name = name
         self.parameters = dict(parameters or {})
@@ -70,6 +75,7 @@ class SearchSpace(RowSpace):
         self.shrink = tuple(shrink)
         self.unkeyed = tuple(unkeyed)
         self.traits = dict(traits or {})
+        self._published = dict(published or {})
         self.genes = genes_of(self.choices)
         self._column = {gene.name: index for index, gene in enumerate(self.genes)}
 
@@ -136,6 +142,7 @@ class SearchSpace(RowSpace):
             shrink=self.shrink,
             unkeyed=self.unkeyed,
             traits=self.traits,
+            published=self._published,
         )
         twin.genes = genes
         return twin
@@ -280,6 +287,15 @@ class SearchSpace(RowSpace):
         """Every gene at its first option."""
         return self.from_array(np.zeros((1, len(self.genes)), dtype=np.int64))[0]
 
+    @property
+    def published(self) -> dict[str, Architecture]:
+        """Networks that have a name elsewhere, as far as this (restricted) space contains them."""
+        found = {}
+        for name, values in self._published.items():
+            with contextlib.suppress(UserError):
+                found[name] = self.architecture(**values)
+        return found
+
     def encode(self, archs: Archs, *, ordinal: bool = False) -> NDArray[np.float32]:
         """Features for predictors of an architecture, a list of them, or rows; see `encode_rows`."""
         return self.encode_rows(self.rows(archs), ordinal=ordinal)
@@ -314,6 +330,11 @@ class SearchSpace(RowSpace):
         """The layer at a position for every combination of the options of its genes, the last gene fastest."""
         options = [self.genes[self._column[name]].options for name in position.genes]
         return (position.layer(*values) for values in itertools.product(*options))
+
+    def structures_at(self, position: Position) -> list[Layer]:
+        """The distinct layers that can stand at a position whatever the size of the image; the largest one is the last."""
+        layers = (layer.structure() for layer in self.layers_at(position) if layer is not None)
+        return list(dict.fromkeys(layers))
 
     def layers(self) -> list[Layer]:
         """Every distinct layer that the space can produce, in order of first appearance."""
