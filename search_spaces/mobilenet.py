@@ -25,9 +25,7 @@ _OFA_STAGES = (
     (112, 1, "hswish", True),
     (160, 2, "hswish", True),
 )
-_PROXYLESS_STAGES = tuple(
-    (width, stride, "relu6", False) for width, stride in ((24, 2), (40, 2), (80, 2), (96, 1), (192, 2), (320, 1))
-)
+_PROXYLESS_STAGES = ((24, 2), (40, 2), (80, 2), (96, 1), (192, 2), (320, 1))  # width and stride
 _SMALL_STAGES = (
     (24, 2, "relu", False),
     (40, 2, "relu", True),
@@ -60,7 +58,9 @@ def ofa_mobilenet_v3(
         2,
         "hswish",
         First(_wide(16, width), 1, "relu", shortcut=True),
-        tuple(Stage(_wide(c, width), *rest, (2, 3, 4), ((3, 5, 7),) * 4, (3, 4, 6)) for c, *rest in _OFA_STAGES),
+        tuple(
+            Stage(_wide(c, width), stride, act, se, (2, 3, 4), ((3, 5, 7),) * 4, (3, 4, 6)) for c, stride, act, se in _OFA_STAGES
+        ),
         Head(_wide(960, width), "hswish", _wide(1280, width)),
     )
     parameters = {"width": width, "classes": classes, "channels": channels}
@@ -92,8 +92,8 @@ def ofa_proxyless(
         "relu6",
         First(_wide(16, width), 1, "relu6"),
         tuple(
-            Stage(_wide(c, width), *rest, depth, ((3, 5, 7),) * max(depth), (3, 4, 6))
-            for (c, *rest), depth in zip(_PROXYLESS_STAGES, depths, strict=True)
+            Stage(_wide(c, width), stride, "relu6", False, depth, ((3, 5, 7),) * max(depth), (3, 4, 6))
+            for (c, stride), depth in zip(_PROXYLESS_STAGES, depths, strict=True)
         ),
         Head(_wide(1280, width), "relu6"),
     )
@@ -132,7 +132,9 @@ def small_mobilenet(
         1 if image < 40 else 2,
         "hswish",
         First(_wide(16, width), 1, "relu", shortcut=True),
-        tuple(Stage(_wide(c, width), *rest, (1, 2, 3), ((3, 5),) * 3, (2, 4, 6)) for c, *rest in _SMALL_STAGES),
+        tuple(
+            Stage(_wide(c, width), stride, act, se, (1, 2, 3), ((3, 5),) * 3, (2, 4, 6)) for c, stride, act, se in _SMALL_STAGES
+        ),
         Head(_wide(480, width), "hswish", _wide(640, width)),
     )
     return inverted_residual_space(

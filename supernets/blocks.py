@@ -203,8 +203,11 @@ class Network(nn.Module):
         return x
 
 
-def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Fresh weights: He fan-out for convolutions, unit scale for batch normalisation, 1/sqrt(inputs) for linear layers."""
+def initialise(network: Network, generator: torch.Generator) -> None:
+    """Fresh weights: He fan-out for convolutions, unit scale for batch normalisation, 1/sqrt(inputs) for linear layers.
+
+    The batch normalisation at the end of a residual branch starts at the trait ``residual_gamma`` (default 1).
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.weight.shape[0] * module.weight[0, 0].numel()  # the weight may be larger than its module says
@@ -219,3 +222,8 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+    for block in network.blocks:
+        if isinstance(block, _MBConvBlock | _BottleneckBlock) and block.shortcut is not None:
+            last = block.project.norm if isinstance(block, _MBConvBlock) else block.expand.norm
+            assert isinstance(last, nn.BatchNorm2d)
+            nn.init.constant_(last.weight, network.traits.get("residual_gamma", 1.0))
