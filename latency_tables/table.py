@@ -167,7 +167,7 @@ class LatencyTable:
         Args:
             archs: an Architecture, a list of them, or an (N, genes) array of option indices.
         """
-        values = (self._corrected if corrected else self._plain)(self.space.rows(archs))
+        values = self.space.price(self._corrected if corrected else self._plain, archs)
         return float(values[0]) if isinstance(archs, Architecture) else values
 
     def fastest(self, space: SearchSpace | None = None) -> tuple[float, Architecture]:

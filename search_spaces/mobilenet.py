@@ -59,7 +59,8 @@ def ofa_mobilenet_v3(
         "hswish",
         First(_wide(16, width), 1, "relu", shortcut=True),
         tuple(
-            Stage(_wide(c, width), stride, act, se, (2, 3, 4), ((3, 5, 7),) * 4, (3, 4, 6)) for c, stride, act, se in _OFA_STAGES
+            Stage(_wide(c, width), stride, act, se, (2, 3, 4), ((3, 5, 7),) * 4, (3, 4, 6))
+            for c, stride, act, se in _OFA_STAGES
         ),
         Head(_wide(960, width), "hswish", _wide(1280, width)),
     )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.architecture import Value
+from search_spaces.columns import Columns, to_columns
 from search_spaces.errors import UserError
 
 __all__ = ["Choice", "Gene", "RowSpace", "Rows", "as_choice", "genes_of"]
@@ -100,6 +101,29 @@ class RowSpace:
             active[:, columns] = table[rows[:, parent]] & active[:, parent, None]
         return active
 
+    @cached_property
+    def _small(self) -> np.dtype[Any]:
+        """A type that holds every option index and, as its largest value, a mark for genes without effect."""
+        return np.min_scalar_type(int(self.lengths.max()))
+
+    def columns(self, rows: Rows, *, mark: bool = False) -> Columns:
+        """Rows turned to (genes, N), genes without effect 0, or the type's largest value with ``mark``."""
+        columns = to_columns(rows, self._small)
+        off = np.iinfo(self._small).max
+        for parent, children, table in self._families:
+            for enabled in {tuple(column) for column in table.T.tolist()}:
+                drop = columns[parent] == off
+                for option, keeps in enumerate(enabled):
+                    if not keeps:
+                        drop |= columns[parent] == option
+                mask = np.multiply(drop, off, dtype=self._small)
+                for child, column in zip(children, table.T.tolist(), strict=True):
+                    if tuple(column) == enabled:
+                        columns[child] |= mask
+        if not mark and self._families:
+            columns *= columns != off
+        return columns
+
     def canonical(self, rows: Rows) -> Rows:
         """Rows with 0 for every gene without effect; equal networks have equal rows."""
         if not self._families:
@@ -145,7 +169,7 @@ class RowSpace:
                 equal probability.
         """
         if per_gene:
-            return self.canonical(rng.integers(self.lengths, size=(n, len(self.genes))))
+            return self.canonical(_below(np.broadcast_to(self.lengths, (n, len(self.genes))), rng))
         draws = rng.random((len(self.genes), n))
         rows = np.stack([np.searchsorted(t, u, side="right") for t, u in zip(self._thresholds, draws, strict=True)], axis=1)
         return self.canonical(rows.astype(np.int64))
@@ -155,18 +179,30 @@ class RowSpace:
 
         Genes that a mutation switches on start from a random option.
         """
-        size = rows.shape
         rate = 1 / len(self.genes) if rate is None else rate
-        start = np.where(self.active(rows), rows, rng.integers(self.lengths, size=size))
-        shift = rng.integers(1, np.maximum(self.lengths, 2), size=size)
-        hit = (rng.random(size) < rate) & (self.lengths > 1)
-        return self.canonical(np.where(hit, (start + shift) % self.lengths, start))
+        active = self.active(rows)
+        at, gene = np.nonzero((rng.random(rows.shape, dtype=np.float32) < rate) & active & (self.lengths > 1))
+        length = self.lengths[gene]
+        mutated = rows.copy()
+        mutated[at, gene] = (rows[at, gene] + 1 + _below(length - 1, rng)) % length
+        return self._switched_on(mutated, active, rng)
+
+    def _switched_on(self, rows: Rows, known: NDArray[np.bool_], rng: np.random.Generator) -> Rows:
+        """Canonical rows in which every gene that has an effect without being known is drawn at random."""
+        active = self.active(rows)
+        while (new := active & ~known).any():  # what is drawn may switch on more, one generation of genes a round
+            at, gene = np.nonzero(new)
+            rows[at, gene] = _below(self.lengths[gene], rng)
+            known = known | new
+            active = self.active(rows)
+        return np.where(active, rows, 0)
 
     def crossover(self, first: Rows, second: Rows, rng: np.random.Generator) -> Rows:
         """Uniform crossover, row by row: each gene from either parent, from the one where it is active if only one is."""
-        pick = rng.random(first.shape) < 0.5
-        pick = np.where(self.active(first) == self.active(second), pick, self.active(first))
-        return self.canonical(np.where(pick, first, second))
+        bits = np.frombuffer(rng.bytes(-(-first.size // 8)), dtype=np.uint8)
+        pick = np.unpackbits(bits, count=first.size).view(bool).reshape(first.shape)
+        mine, other = self.active(first), self.active(second)
+        return self.canonical(np.where(np.where(mine == other, pick, mine), first, second))
 
     def unique(self, rows: Rows) -> NDArray[np.intp]:
         """Indices of the first occurrence of each distinct network, ascending."""
@@ -179,19 +215,32 @@ class RowSpace:
         return np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
 
     def encode_rows(self, rows: Rows, *, ordinal: bool = False) -> NDArray[np.float32]:
-        """Features of canonical rows: one-hot (N, sum of options), or ordinal (N, genes) in (0, 1]; inactive genes are 0."""
-        active = self.active(rows)
+        """Features of rows: one-hot (N, sum of options), or ordinal (N, genes) in (0, 1]; inactive genes are 0.
+
+        In memory the features of one column follow each other: writing them so takes a third of the time.
+        """
+        columns = self.columns(rows, mark=True)
         if ordinal:
-            return np.where(active, (rows + 1) / self.lengths, 0).astype(np.float32)
-        features = np.zeros((len(rows), int(self.lengths.sum())), dtype=np.float32)
-        np.put_along_axis(features, rows + self._offsets, active.astype(np.float32), axis=1)
-        return features
+            codes = np.zeros((len(self.genes), np.iinfo(self._small).max + 1), np.float32)
+            for code, length in zip(codes, self.lengths.tolist(), strict=True):
+                code[:length] = np.arange(1, length + 1) / length
+            return np.stack([code.take(column) for code, column in zip(codes, columns, strict=True)]).T
+        features = np.empty((int(self.lengths.sum()), len(rows)), np.float32)
+        for offset, length, column in zip(self._offsets.tolist(), self.lengths.tolist(), columns, strict=True):
+            for option in range(length):
+                np.equal(column, option, out=features[offset + option])
+        return features.T
 
     def feature_names(self, *, ordinal: bool = False) -> list[str]:
         """Names of the columns of `encode_rows`."""
         if ordinal:
             return [gene.name for gene in self.genes]
         return [f"{gene.name}={value}" for gene in self.genes for value in gene.options]
+
+
+def _below(bounds: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random integer from 0 to below each bound; several times as fast as asking the generator bound by bound."""
+    return (rng.random(bounds.shape) * bounds).astype(np.int64)
 
 
 def row_keys(rows: Rows) -> NDArray[Any]:

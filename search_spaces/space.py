@@ -247,16 +247,35 @@ class SearchSpace(RowSpace):
         return Architecture(self.key, tuple(choices))
 
     def rows(self, archs: Archs) -> Rows:
-        """Canonical rows of an architecture, a list of them, or an (N, genes) array."""
-        if isinstance(archs, np.ndarray):
-            if archs.ndim != 2 or archs.shape[1] != len(self.genes):
-                raise UserError(
-                    f"array of shape {archs.shape}",
-                    allowed=f"{self.key} takes (N, {len(self.genes)}) arrays of option indices",
-                    next_step="Make one with space.to_array(archs)",
-                )
-            return self.canonical(archs)
-        return self.to_array(archs)
+        """Canonical rows of an architecture, a list of them, or an (N, genes) array.
+
+        Raises:
+            UserError: an array of another shape or type, or with an index that is not an option's.
+        """
+        return self.canonical(self._checked(archs)) if isinstance(archs, np.ndarray) else self.to_array(archs)
+
+    def _checked(self, archs: Archs) -> Rows:
+        """Rows that are in the space, perhaps not canonical."""
+        if not isinstance(archs, np.ndarray):
+            return self.to_array(archs)
+        if archs.ndim != 2 or archs.shape[1] != len(self.genes) or not np.issubdtype(archs.dtype, np.integer):
+            raise UserError(
+                f"array of shape {archs.shape}, type {archs.dtype}",
+                allowed=f"{self.key} takes (N, {len(self.genes)}) arrays of option indices, integers",
+                next_step="Make one with space.to_array(archs)",
+            )
+        if archs.size and (archs.min() < 0 or (archs.max(axis=0) >= self.lengths).any()):
+            at, gene = np.argwhere((archs < 0) | (archs >= self.lengths))[0]
+            raise UserError(
+                f"row {at} has {archs[at, gene]} for {self.genes[gene].name}",
+                allowed=f"Indices of its options {list(self.genes[gene].options)}, from 0",
+                next_step="Make rows with space.to_array(archs)",
+            )
+        return archs
+
+    def price(self, cost: Cost, archs: Archs) -> NDArray[np.float64]:
+        """A cost of the space (see `cost`) for an architecture, a list of them, or rows: (N,) float64."""
+        return cost.of_columns(self.columns(self._checked(archs)))
 
     # ---- architectures at random, neighbours, ends ----
 
@@ -298,7 +317,7 @@ class SearchSpace(RowSpace):
 
     def encode(self, archs: Archs, *, ordinal: bool = False) -> NDArray[np.float32]:
         """Features for predictors of an architecture, a list of them, or rows; see `encode_rows`."""
-        return self.encode_rows(self.rows(archs), ordinal=ordinal)
+        return self.encode_rows(self._checked(archs), ordinal=ordinal)
 
     # ---- lowering -------------------------------------------------------------------------------------------
 
@@ -371,6 +390,14 @@ class SearchSpace(RowSpace):
     def _params(self) -> Cost:
         return self.cost(lambda layer: layer.params)
 
+    @cached_property
+    def _weight_bytes(self) -> Cost:
+        return self.cost(lambda layer: layer.weight_bytes)
+
+    @cached_property
+    def _activation_bytes(self) -> Cost:
+        return self.cost(lambda layer: layer.activation_bytes, peak=True)
+
     def macs(self, archs: Archs) -> Any:
         """Multiply-accumulates of convolutions and linear layers for one image: (N,) int64; an int for one Architecture."""
         return self._count(self._macs, archs)
@@ -381,12 +408,12 @@ class SearchSpace(RowSpace):
 
     def weight_bytes(self, archs: Archs) -> Any:
         """Bytes of the deployed float32 weights: (N,) int64; an int for one Architecture."""
-        return self._count(self.cost(lambda layer: layer.weight_bytes), archs)
+        return self._count(self._weight_bytes, archs)
 
     def activation_bytes(self, archs: Archs) -> Any:
         """Peak bytes of float32 activations for one image: (N,) int64; an int for one Architecture."""
-        return self._count(self.cost(lambda layer: layer.activation_bytes, peak=True), archs)
+        return self._count(self._activation_bytes, archs)
 
     def _count(self, cost: Cost, archs: Archs) -> Any:
-        values = np.rint(cost(self.rows(archs))).astype(np.int64)
+        values = np.rint(self.price(cost, archs)).astype(np.int64)
         return int(values[0]) if isinstance(archs, Architecture) else values
