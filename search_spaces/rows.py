@@ -44,6 +44,17 @@ class Choice:
         same = all(values == every for values in at)
         return cls(every, len(at), None if active_if is None else tuple(active_if), None if same else at)
 
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Choice:
+        """The inverse of `dataclasses.asdict`, from JSON."""
+        rules, at = value["active_if"], value["at"]
+        return cls(
+            tuple(value["options"]),
+            value["length"],
+            None if rules is None else tuple(None if rule is None else (rule[0], tuple(rule[1])) for rule in rules),
+            None if at is None else tuple(tuple(options) for options in at),
+        )
+
     def options_at(self, position: int) -> tuple[Value, ...]:
         """The options of one position (0 for a scalar choice)."""
         return self.options if self.at is None else self.at[position]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,9 @@ from search_spaces.errors import UserError, unknown_name
 from search_spaces.layers import Layer
 from search_spaces.rows import Choice, Gene, Rows, RowSpace, as_choice, genes_of
 
-__all__ = ["Archs", "Position", "SearchSpace"]
+__all__ = ["SPACE_VERSION", "Archs", "Position", "SearchSpace"]
+
+SPACE_VERSION = 1  # of `SearchSpace.to_dict`
 
 Archs = Architecture | Sequence[Architecture] | Rows
 
@@ -97,39 +99,50 @@ class SearchSpace(RowSpace):
         return hash((self.key, tuple(gene.options for gene in self.genes)))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: name, parameters and the options of every gene; `search_spaces.from_dict` reads it back."""
+        """JSON form: name, parameters and the options of every gene; `search_spaces.from_dict` reads it back.
+
+        A space of plain choices writes their structure too; that of a family is in its code.
+        """
+        plain = {} if self.positions else {"structure": {name: asdict(choice) for name, choice in self.choices.items()}}
         return {
             "name": self.name,
+            "version": SPACE_VERSION,
             "parameters": self.parameters,
             "genes": {gene.name: list(gene.options) for gene in self.genes},
+            **plain,
         }
 
     def restrict(self, positions: Mapping[str, Sequence[Value]] | None = None, **choices: Sequence[Value]) -> SearchSpace:
         """The same space with fewer options: ``space.restrict(kernel=[3, 5])``, ``space.restrict({"depth[0]": [2]})``.
 
+        By choice, every position keeps those of the options that it has; by position, it must have them all.
+
         Raises:
             UserError: an unknown choice, an option that the space does not have, or no option left.
         """
         wanted: dict[str, Sequence[Value]] = {}
+        known = {gene.name: gene.options for gene in self.genes}
         for name, options in choices.items():
             if name not in self.choices:
                 raise unknown_name("choice", name, self.choices, command=f"nas spaces {self.name}")
-            wanted |= {gene.name: options for gene in self.genes if gene.choice == name}
+            for gene in (gene for gene in self.genes if gene.choice == name):
+                wanted[gene.name] = options
+                known[gene.name] = self.choices[name].options  # positions that differ keep those that they have
         for name, options in (positions or {}).items():
             if name not in self._column:
                 raise unknown_name("position", name, self._column, command=f"nas spaces {self.name}")
             wanted[name] = options
+            known[name] = self.genes[self._column[name]].options
         genes = list(self.genes)
         for name, options in wanted.items():
             gene = genes[self._column[name]]
-            foreign = [value for value in options if value not in gene.options]
-            if foreign or not options:
+            kept = tuple(value for value in gene.options if value in options)
+            if not kept or any(value not in known[name] for value in options):
                 raise UserError(
                     f"{name} cannot be restricted to {list(options)}",
                     allowed=f"Its options are {list(gene.options)}",
                     next_step="Choose at least one of them",
                 )
-            kept = tuple(value for value in gene.options if value in options)
             genes[self._column[name]] = replace(gene, options=kept)
         return self._with_genes(tuple(genes))
 
