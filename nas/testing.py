@@ -58,7 +58,7 @@ def check_rows(space: SearchSpace, *, samples: int = 300, seed: int = 0) -> None
         features = space.encode(rows, ordinal=ordinal)
         assert features.shape == (len(rows), len(space.feature_names(ordinal=ordinal))), "features without a name"
         assert len(np.unique(features, axis=0)) == distinct, "the encoding does not tell networks apart"
-    for varied in (space.mutate(rows, rng), space.crossover(*halves, rng)):
+    for varied in (space.mutate(rows, rng), space.crossover(halves[0], halves[1], rng)):
         assert ((varied >= 0) & (varied < space.lengths)).all(), "variation leaves the space"
         assert (space.canonical(varied) == varied).all(), "variation is not canonical"
 

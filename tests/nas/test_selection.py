@@ -10,7 +10,6 @@ from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from nas.selection import survivors
 
-
 Merits = list[tuple[float, float]]
 
 
