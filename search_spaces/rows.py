@@ -105,11 +105,28 @@ class RowSpace:
         parent = self.genes[index].parent
         return 0 if parent is None else 1 + self._generation(parent)
 
+    @cached_property
+    def _switches(self) -> tuple[NDArray[np.intp], NDArray[np.bool_], NDArray[np.intp], int]:
+        """Each gene's parent (itself where it has none), activity by gene and parent's option, where genes begin in it,
+        and the generations of genes below the first."""
+        most = int(self.lengths.max())
+        table = np.ones((len(self.genes), most), dtype=bool)
+        for index, gene in enumerate(self.genes):
+            if gene.parent is not None:
+                options = self.genes[gene.parent].options
+                table[index, : len(options)] = [value in gene.enabling for value in options]
+        parents = [index if gene.parent is None else gene.parent for index, gene in enumerate(self.genes)]
+        generations = max(self._generation(index) for index in range(len(self.genes)))
+        return np.array(parents), table.ravel(), np.arange(len(self.genes)) * most, generations
+
     def active(self, rows: Rows) -> NDArray[np.bool_]:
         """Which genes have an effect, (N, genes) bool."""
-        active = np.ones(rows.shape, dtype=bool)
-        for parent, columns, table in self._families:
-            active[:, columns] = table[rows[:, parent]] & active[:, parent, None]
+        parents, table, begin, generations = self._switches
+        if not generations:
+            return np.ones(rows.shape, dtype=bool)
+        active: NDArray[np.bool_] = table.take(rows.take(parents, axis=1) + begin)
+        for _ in range(generations - 1):
+            active &= active[:, parents]
         return active
 
     @cached_property
