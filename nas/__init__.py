@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nas.api import export, finetune, predictor, profile, report, score, search, space, spaces, train, verify
     from nas.pareto import ParetoFront
     from nas.runs import Run
+    from nas.selection import survivors
     from search_spaces import Architecture, SearchSpace, UserError
     from supernets import Supernet, load_data
 
@@ -35,6 +36,7 @@ __all__ = [
     "search",
     "space",
     "spaces",
+    "survivors",
     "train",
     "verify",
 ]
@@ -48,6 +50,7 @@ _HOMES = {
     "Supernet": "supernets",
     "UserError": "search_spaces",
     "load_data": "supernets",
+    "survivors": "nas.selection",
 }
 
 
