@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import search_spaces
 from nas.runs import SUPERNET_VERSION, Run
-from search_spaces import SearchSpace
+from search_spaces import ElasticSpace, SearchSpace
 from search_spaces.artifacts import write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
@@ -113,7 +113,13 @@ def profile(
     from latency_tables import profile as run_profile
 
     opened = open_device(device, **options)
-    return run_profile(space, opened, out=_table_path(out, opened.name), seed=seed, force=force, progress=progress)
+    writer = None
+    if isinstance(space, ElasticSpace):
+        from supernets import ElasticWriter
+
+        writer = ElasticWriter(space)
+    path = _table_path(out, opened.name)
+    return run_profile(space, opened, out=path, writer=writer, seed=seed, force=force, progress=progress)
 
 
 def _table_path(out: str | Path | None, device: str) -> Path | None:

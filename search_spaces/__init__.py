@@ -7,13 +7,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from search_spaces.architecture import Architecture
+from search_spaces.elastic import ElasticSpace
 from search_spaces.errors import UserError, unknown_name
 from search_spaces.layers import Layer
 from search_spaces.mobilenet import ofa_mobilenet_v3, small_mobilenet
 from search_spaces.rows import Choice
 from search_spaces.space import SearchSpace
 
-__all__ = ["FAMILIES", "Architecture", "Choice", "Layer", "SearchSpace", "UserError", "build", "from_dict", "rebuild"]
+__all__ = [
+    "FAMILIES",
+    "Architecture",
+    "Choice",
+    "ElasticSpace",
+    "Layer",
+    "SearchSpace",
+    "UserError",
+    "build",
+    "from_dict",
+    "rebuild",
+]
 
 FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "ofa-mobilenet-v3": ofa_mobilenet_v3,
@@ -53,6 +65,8 @@ def from_dict(value: Mapping[str, Any]) -> SearchSpace:
     """
     try:
         name, parameters, genes = value["name"], value["parameters"], value["genes"]
+        if "choices" in value:
+            return ElasticSpace.from_dict(value)
         if name not in FAMILIES:
             return SearchSpace(genes, name=name, parameters=parameters)
         sizes = genes["resolution"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, cast
 
-__all__ = ["Conv", "GlobalPool", "Layer", "Linear", "MBConv", "Op", "make_divisible", "out_size", "parse_layer"]
+__all__ = ["Block", "Conv", "GlobalPool", "Layer", "Linear", "MBConv", "Op", "make_divisible", "out_size", "parse_layer"]
 
 FLOAT_BYTES = 4
 
@@ -68,14 +68,14 @@ class Op:
 
 
 class Layer(Protocol):
-    """What every concrete layer offers. Shapes are (channels, height, width)."""
+    """What every concrete layer offers. Shapes are (channels, height, width), those of a `Block` as its network has them."""
 
     @property
     def key(self) -> str: ...
     @property
-    def in_shape(self) -> tuple[int, int, int]: ...
+    def in_shape(self) -> tuple[int, ...]: ...
     @property
-    def out_shape(self) -> tuple[int, int, int]: ...
+    def out_shape(self) -> tuple[int, ...]: ...
     @property
     def macs(self) -> int: ...
     @property
@@ -104,8 +104,7 @@ class _Counted:
     @cached_property
     def key(self) -> str:
         """A readable name that is unique among layers: ``kind(field=value, ...)``; see `parse_layer`."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return f"{self.kind}({','.join(f'{f.name}={getattr(self, f.name)}' for f in fields)})"
+        return _key(self)
 
     @cached_property
     def macs(self) -> int:
@@ -251,7 +250,62 @@ class Linear(_Counted):
         yield Op("conv", self.in_channels * self.size**2, self.out_channels, 1, 1, bias=True)
 
 
-LAYER_KINDS: dict[str, type[_Counted]] = {kind.kind: kind for kind in (Conv, MBConv, GlobalPool, Linear)}
+@dataclass(frozen=True)
+class Block:
+    """A piece of a network of the user's own: known by its structure, counted when it was traced.
+
+    The module itself is not here; whoever needs it asks the space (`search_spaces.elastic.ElasticSpace`).
+
+    Attributes:
+        name: of the module's class.
+        code: hash of everything that decides what the module computes, apart from the values of its weights.
+        source, target: shape of its first input and of its output for one image, ``"16x32x32"``; empty without.
+        macs: multiply-accumulates of convolutions and matrix products.
+        activation_bytes: most float32 bytes that one operation reads and writes.
+    """
+
+    kind: ClassVar[str] = "block"
+    name: str
+    code: str
+    source: str
+    target: str
+    macs: int
+    params: int
+    activation_bytes: int
+
+    @cached_property
+    def key(self) -> str:
+        """See `parse_layer`."""
+        return _key(self)
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        return _sizes(self.source)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return _sizes(self.target)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its float32 parameters."""
+        return FLOAT_BYTES * self.params
+
+    def structure(self) -> Layer:
+        return self
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("x") if part)
+
+
+def _key(layer: Any) -> str:
+    return f"{layer.kind}({','.join(f'{f.name}={getattr(layer, f.name)}' for f in dataclasses.fields(layer))})"
+
+
+LAYER_KINDS: dict[str, type[_Counted] | type[Block]] = {
+    kind.kind: kind for kind in (Conv, MBConv, GlobalPool, Linear, Block)
+}
 
 
 def parse_layer(key: str) -> Layer:

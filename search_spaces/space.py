@@ -46,7 +46,7 @@ class SearchSpace(RowSpace):
         choices: name -> list of options, or a `Choice`.
         name: the family's name.
         parameters: what the family was built with (JSON values); part of the key, except those in ``unkeyed``.
-        positions: the lowering, in order of execution.
+        positions: the lowering, in order of execution; or a function that finds it when it is first needed.
         shrink: names of the choices in the order in which progressive shrinking opens them.
         unkeyed: parameters that do not change an architecture's identity (classes, input channels).
         traits: training defaults of the family (``norm_eps``, ``norm_momentum``, ``dropout``).
@@ -58,7 +58,7 @@ class SearchSpace(RowSpace):
         *,
         name: str = "custom",
         parameters: Mapping[str, Any] | None = None,
-        positions: Sequence[Position] = (),
+        positions: Sequence[Position] | Callable[[], Sequence[Position]] = (),
         shrink: Sequence[str] = (),
         unkeyed: Sequence[str] = (),
         traits: Mapping[str, float] | None = None,
@@ -66,12 +66,17 @@ class SearchSpace(RowSpace):
         self.name = name
         self.parameters = dict(parameters or {})
         self.choices = {key: as_choice(key, value) for key, value in choices.items()}
-        self.positions = tuple(positions)
+        self._positions = positions
         self.shrink = tuple(shrink)
         self.unkeyed = tuple(unkeyed)
         self.traits = dict(traits or {})
         self.genes = genes_of(self.choices)
         self._column = {gene.name: index for index, gene in enumerate(self.genes)}
+
+    @cached_property
+    def positions(self) -> tuple[Position, ...]:
+        """The places of a network, in order of execution; empty where there is no network behind the space."""
+        return tuple(self._positions() if callable(self._positions) else self._positions)
 
     # ---- identity -------------------------------------------------------------------------------------------
 
@@ -132,7 +137,7 @@ class SearchSpace(RowSpace):
             self.choices,
             name=self.name,
             parameters=self.parameters,
-            positions=self.positions,
+            positions=lambda: self.positions,
             shrink=self.shrink,
             unkeyed=self.unkeyed,
             traits=self.traits,

@@ -12,12 +12,18 @@ if TYPE_CHECKING:
     from supernets.calibration import accuracy, recalibrate
     from supernets.checkpoint import load_tensors, save_tensors
     from supernets.data import ImageData, Split, load_data
+    from supernets.own_models import ElasticSupernet, elastic, elastic_space
     from supernets.recipe import Phase, PhaseSettings, Recipe, plan_phases
+    from supernets.sharing import Fused, fused
     from supernets.sorting import sort_channels
     from supernets.supernet import Supernet, load_weights
+    from supernets.torch_onnx import ElasticWriter, export_onnx
     from supernets.training import Interrupted, Trained, calibrated, evaluate, train
 
 __all__ = [
+    "ElasticSupernet",
+    "ElasticWriter",
+    "Fused",
     "ImageData",
     "Interrupted",
     "Network",
@@ -29,7 +35,11 @@ __all__ = [
     "Trained",
     "accuracy",
     "calibrated",
+    "elastic",
+    "elastic_space",
     "evaluate",
+    "export_onnx",
+    "fused",
     "load_data",
     "load_tensors",
     "load_weights",
@@ -45,9 +55,12 @@ _MODULES = {
     "calibration": ("accuracy", "recalibrate"),
     "checkpoint": ("load_tensors", "save_tensors"),
     "data": ("ImageData", "Split", "load_data"),
+    "own_models": ("ElasticSupernet", "elastic", "elastic_space"),
     "recipe": ("Phase", "PhaseSettings", "Recipe", "plan_phases"),
+    "sharing": ("Fused", "fused"),
     "sorting": ("sort_channels",),
     "supernet": ("Supernet", "load_weights"),
+    "torch_onnx": ("ElasticWriter", "export_onnx"),
     "training": ("Interrupted", "Trained", "calibrated", "evaluate", "train"),
 }
 _HOMES = {name: f"supernets.{module}" for module, names in _MODULES.items() for name in names}

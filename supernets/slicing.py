@@ -7,7 +7,7 @@ of block: what to slice is read off the shapes that the plain block asks for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from search_spaces.errors import UserError
 from search_spaces.layers import Layer
 from supernets.blocks import build_block
 
-__all__ = ["KernelMaps", "SlicePlan", "plan_slices"]
+__all__ = ["KernelMaps", "Move", "SlicePlan", "plan_slices"]
 
 
 class KernelMaps(nn.Module):
@@ -42,7 +42,7 @@ class KernelMaps(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Move:
+class Move:
     """One tensor of the shell and where its values come from.
 
     The module's own dictionaries are kept, not the tensors: moving a supernet to another device replaces its tensors.
@@ -54,6 +54,7 @@ class _Move:
     leaf: str
     prefix: tuple[slice, ...] | None  # None: the whole tensor
     kernel: int | None  # the filter is shrunk to this size
+    rule: Callable[[Tensor], Tensor] | None = None  # what else makes the value
 
     def value(self, maps: KernelMaps | None) -> Tensor | None:
         tensor = self.source[self.leaf]
@@ -64,7 +65,7 @@ class _Move:
         if self.kernel is not None:
             assert maps is not None
             tensor = maps(tensor, self.kernel)
-        return tensor
+        return tensor if self.rule is None else self.rule(tensor)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class SlicePlan:
     """
 
     shell: nn.Module
-    moves: tuple[_Move, ...]
+    moves: tuple[Move, ...]
     maps: KernelMaps | None
 
     def run(self, x: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ def plan_slices(
                 if tensor is not None:
                     name = f"{path}.{leaf}" if path else leaf
                     prefix, kernel = _nested(tensor, source.get(leaf), f"{at}: '{name}'")
-                    moves.append(_Move(name, target, source, leaf, prefix, kernel))
+                    moves.append(Move(name, target, source, leaf, prefix, kernel))
     return SlicePlan(shell, tuple(moves), maps)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import search_spaces
-from search_spaces import Architecture, SearchSpace
+from search_spaces import Architecture, ElasticSpace, SearchSpace
 from search_spaces.errors import UserError
 from search_spaces.layers import Layer
 from supernets.blocks import Network, initialise
@@ -31,7 +31,18 @@ class Supernet(nn.Module):
         channels: channels of the input image; default: those of the space.
         kernel_maps: learn the maps from large to small filters; False takes the plain centre crop.
         seed: of the initial weights.
+
+    For an `ElasticSpace` it makes a `supernets.own_models.ElasticSupernet`: the same calls on the user's own network.
     """
+
+    network: nn.Module
+
+    def __new__(cls, space: SearchSpace | None = None, *_: object, **__: object) -> Supernet:  # without a space: copies
+        if cls is Supernet and isinstance(space, ElasticSpace):
+            from supernets.own_models import ElasticSupernet
+
+            return super().__new__(ElasticSupernet)
+        return super().__new__(cls)
 
     def __init__(
         self,
