@@ -14,18 +14,21 @@ if TYPE_CHECKING:
     from nas.api import export, predictor, profile, report, score, search, space, spaces, train, verify
     from nas.pareto import ParetoFront
     from nas.runs import Run
-    from search_spaces import Architecture, SearchSpace, UserError
-    from supernets import Supernet, load_data
+    from search_spaces import Architecture, Choice, SearchSpace, UserError
+    from supernets import Supernet, elastic, fused, load_data
 
 __all__ = [
     "Architecture",
+    "Choice",
     "LatencyTable",
     "ParetoFront",
     "Run",
     "SearchSpace",
     "Supernet",
     "UserError",
+    "elastic",
     "export",
+    "fused",
     "load_data",
     "predictor",
     "profile",
@@ -40,12 +43,15 @@ __all__ = [
 
 _HOMES = {
     "Architecture": "search_spaces",
+    "Choice": "search_spaces",
     "LatencyTable": "latency_tables",
     "ParetoFront": "nas.pareto",
     "Run": "nas.runs",
     "SearchSpace": "search_spaces",
     "Supernet": "supernets",
     "UserError": "search_spaces",
+    "elastic": "supernets",
+    "fused": "supernets",
     "load_data": "supernets",
 }
 

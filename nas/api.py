@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import search_spaces
+from nas.own_models import remember
 from nas.runs import SUPERNET_VERSION, Run
 from search_spaces import ElasticSpace, SearchSpace
 from search_spaces.artifacts import write_json
@@ -70,6 +71,7 @@ def train(
     from supernets import train as run_training
 
     images = load_data(data, seed=seed) if isinstance(data, str) else data
+    supernet.bind(images.input_shape)
     resolved = load_recipe(recipe, epochs=epochs) if isinstance(recipe, str) else recipe
     settings = {
         "space": supernet.space.to_dict(),
@@ -77,7 +79,9 @@ def train(
         "recipe": resolved.to_dict(),
         "seed": seed,
     }
-    run = Run.create(out, settings)
+    run = Run.create(out, settings, space=supernet.space)
+    if isinstance(supernet.space, ElasticSpace):
+        remember(run.path, supernet.space)
     if run.weights.exists():
         progress.say(f"{run.path} is trained already")
         supernet.load_state_dict(run.supernet().state_dict())

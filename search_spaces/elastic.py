@@ -137,7 +137,9 @@ class ElasticSpace(SearchSpace):
             name: {
                 "options": list(choice.options),
                 "length": choice.length,
-                "active_if": None if choice.active_if is None else [rule and [rule[0], list(rule[1])] for rule in choice.active_if],
+                "active_if": None
+                if choice.active_if is None
+                else [rule and [rule[0], list(rule[1])] for rule in choice.active_if],
             }
             for name, choice in self.choices.items()
         }

@@ -303,9 +303,7 @@ def _key(layer: Any) -> str:
     return f"{layer.kind}({','.join(f'{f.name}={getattr(layer, f.name)}' for f in dataclasses.fields(layer))})"
 
 
-LAYER_KINDS: dict[str, type[_Counted] | type[Block]] = {
-    kind.kind: kind for kind in (Conv, MBConv, GlobalPool, Linear, Block)
-}
+LAYER_KINDS: dict[str, type[_Counted] | type[Block]] = {kind.kind: kind for kind in (Conv, MBConv, GlobalPool, Linear, Block)}
 
 
 def parse_layer(key: str) -> Layer:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from supernets.blocks import Network
     from supernets.calibration import accuracy, recalibrate
     from supernets.checkpoint import load_tensors, save_tensors
-    from supernets.data import ImageData, Split, load_data
+    from supernets.data import Examples, ImageData, Split, load_data, shown_to
     from supernets.own_models import ElasticSupernet, elastic, elastic_space
     from supernets.recipe import Phase, PhaseSettings, Recipe, plan_phases
     from supernets.sharing import Fused, fused
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ElasticSupernet",
     "ElasticWriter",
+    "Examples",
     "Fused",
     "ImageData",
     "Interrupted",
@@ -46,6 +47,7 @@ __all__ = [
     "plan_phases",
     "recalibrate",
     "save_tensors",
+    "shown_to",
     "sort_channels",
     "train",
 ]
@@ -54,7 +56,7 @@ _MODULES = {
     "blocks": ("Network",),
     "calibration": ("accuracy", "recalibrate"),
     "checkpoint": ("load_tensors", "save_tensors"),
-    "data": ("ImageData", "Split", "load_data"),
+    "data": ("Examples", "ImageData", "Split", "load_data", "shown_to"),
     "own_models": ("ElasticSupernet", "elastic", "elastic_space"),
     "recipe": ("Phase", "PhaseSettings", "Recipe", "plan_phases"),
     "sharing": ("Fused", "fused"),

@@ -96,4 +96,3 @@ def _constants(network: nn.Module) -> Iterator[Tensor]:
         if not is_statistic(module):
             yield from (buffer for buffer in module._buffers.values() if buffer is not None)
         yield from (value for value in vars(module).values() if isinstance(value, Tensor))
-

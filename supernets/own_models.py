@@ -201,7 +201,7 @@ class ElasticSupernet(Supernet):
             plain = self._placed(arch).train(self.training)
             for module in plain.modules():
                 if is_statistic(module):
-                    module.track_running_stats = False  # see supernets.slicing: never an update
+                    setattr(module, "track_running_stats", False)  # noqa: B010 (see supernets.slicing: never an update)
             self._runs[key] = SlicePlan(plain, tuple(self._moves(plain, arch)), None)
         return self._runs[key]
 
@@ -209,7 +209,11 @@ class ElasticSupernet(Supernet):
         """The shell of an architecture, its constants on the supernet's device."""
         plain = shell(self.space, arch)
         tensor = next(self.parameters(), None)
-        return plain if tensor is None else plain._apply(lambda t: t if t.is_meta else t.to(tensor.device))
+        for module in plain.modules():
+            for leaf, buffer in module._buffers.items():
+                if tensor is not None and buffer is not None and not buffer.is_meta:
+                    module._buffers[leaf] = buffer.to(tensor.device)
+        return plain
 
     def _moves(self, plain: nn.Module, arch: Architecture) -> list[Any]:
         names = (call_text(self.space, arch), call_text(self.space, self.space.largest))

@@ -29,8 +29,8 @@ class Fused:
         """The prefix of each group, (groups * n, ...) of (groups * N, ...)."""
         if large.shape[0] % self.groups or shape[0] % self.groups:
             raise ValueError(f"{large.shape[0]} and {shape[0]} rows are not {self.groups} equal groups")
-        split = large.unflatten(0, (self.groups, -1))  # (groups, N, ...)
-        part = split[(slice(None), slice(shape[0] // self.groups), *(slice(n) for n in shape[1:]))]
+        split = large.view(self.groups, -1, *large.shape[1:])  # (groups, N, ...)
+        part: Tensor = split[(slice(None), slice(shape[0] // self.groups), *(slice(n) for n in shape[1:]))]
         return part.flatten(0, 1)
 
 
@@ -121,7 +121,9 @@ def _move(
         for dim in range(2, len(want)):
             edge, odd = divmod(have[dim] - want[dim], 2)
             if odd:
-                raise _unshared(f"'{name}' has a kernel of {want[dim]} in {names[0]} and of {have[dim]} in {names[1]}: no centre")
+                raise _unshared(
+                    f"'{name}' has a kernel of {want[dim]} in {names[0]} and of {have[dim]} in {names[1]}: no centre"
+                )
             slices[dim] = slice(edge, edge + want[dim])
     return Move(name, target, held, leaf, None if have == want else tuple(slices), None)
 

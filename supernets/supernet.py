@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +61,7 @@ class Supernet(nn.Module):
         self._slot = {position: slot for slot, (position, _) in enumerate(placed)}
         with torch.device("meta"):
             network = Network([layer for _, layer in placed], self.space.traits)
-        self.network: Network = network.to_empty(device="cpu")
+        self.network = network.to_empty(device="cpu")
         initialise(self.network, torch.Generator().manual_seed(seed))
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.kernels = nn.ModuleDict()
@@ -88,7 +90,9 @@ class Supernet(nn.Module):
         slot = self._slot[position]
         maps = self.kernels[str(slot)] if str(slot) in self.kernels else None
         assert maps is None or isinstance(maps, KernelMaps)
-        return self.network.blocks[slot], maps
+        blocks = self.network.blocks
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks[slot], maps
 
     @property
     def occupied(self) -> list[int]:
@@ -112,7 +116,7 @@ class Supernet(nn.Module):
         return x
 
     @torch.no_grad()
-    def extract(self, arch: Architecture) -> Network:
+    def extract(self, arch: Architecture) -> nn.Module:
         """A plain network with its own copy of the slices; nothing of the supernet is needed to run it."""
         blocks = [plan.filled() for plan in self._path(arch)]
         return Network(self.space.lower(arch), self.space.traits, blocks=blocks).train(self.training)
@@ -120,6 +124,9 @@ class Supernet(nn.Module):
     def check(self, arch: Architecture) -> None:
         """Raise a `UserError` unless the architecture belongs to this supernet's space."""
         self.space.to_array(arch)
+
+    def bind(self, input_shape: Sequence[int]) -> None:
+        """Told of the shape of the data's examples; a built-in space knows its own."""
 
     @property
     def classes(self) -> int:

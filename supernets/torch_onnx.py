@@ -33,7 +33,9 @@ DYNAMO_OPSET = 18  # the oldest that this exporter writes
 INPUT, OUTPUT = "image", "logits"
 
 
-def export_onnx(network: nn.Module, example: Tensor, *, metadata: Mapping[str, str], open_batch: bool = True) -> onnx.ModelProto:
+def export_onnx(
+    network: nn.Module, example: Tensor, *, metadata: Mapping[str, str], open_batch: bool = True
+) -> onnx.ModelProto:
     """A network as ONNX in one piece, in evaluation mode, batch normalisation folded.
 
     Args:
@@ -77,7 +79,7 @@ def _plain_attention() -> Iterator[None]:
 
 
 def _by_script(network: nn.Module, example: Tensor, open_batch: bool) -> onnx.ModelProto:
-    stream = io.BytesIO()
+    stream: Any = io.BytesIO()  # torch's own annotation leaves streams out
     with torch.no_grad():
         torch.onnx.export(
             network,

@@ -61,7 +61,7 @@ def run_plain(space: ElasticSpace, arch: Architecture, network: nn.Module, *, ba
     where = "cpu" if values else "meta"
     try:
         if not values and any(not t.is_meta for t in (*network.parameters(), *network.buffers())):
-            network = network._apply(lambda t: t.to("meta"))
+            network = network.to("meta")
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(where)
         output = network(x)
     except Exception as error:
@@ -196,11 +196,11 @@ def _blocks(module: nn.Module, level: int, path: str = "") -> Iterator[tuple[str
             yield from _blocks(child, level if container else level - 1, full)
 
 
-class _Counts(TorchDispatchMode):
+class _Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Multiply-accumulates of what runs inside, and the most bytes that one operation reads and writes."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs, self.inside, self.peak = 0, 0, 0
         self._weights = {id(t): t for t in (*network.parameters(), *network.buffers())}
 
@@ -271,7 +271,7 @@ class _Lowering:
         self.traces: dict[bytes, Traced] = {}
         self.genes: defaultdict[str, set[int]] = defaultdict(set)
 
-    def at(self, row: np.ndarray[Any, np.dtype[np.int64]]) -> Traced:
+    def at(self, row: Rows) -> Traced:
         row = self.space.canonical(row[None])[0]
         key = row.tobytes()
         if key not in self.traces:
@@ -310,10 +310,10 @@ class _Lowering:
                     return True
         return False
 
-    def _with(self, name: str, row: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _with(self, name: str, row: Rows) -> Rows:
         """The largest network with a row's options for the genes that a block depends on."""
         genes = sorted(self.genes[name])
-        start = self.largest.copy()
+        start: Rows = self.largest.copy()
         start[genes] = row[genes]
         return start
 
