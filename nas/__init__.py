@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nas.pareto import ParetoFront
     from nas.runs import Run
     from search_spaces import Architecture, Choice, SearchSpace, UserError
-    from supernets import Supernet, elastic, fused, load_data
+    from supernets import Supernet, elastic, fused, load_data, start_from
 
 __all__ = [
     "Architecture",
@@ -37,6 +37,7 @@ __all__ = [
     "search",
     "space",
     "spaces",
+    "start_from",
     "train",
     "verify",
 ]
@@ -53,6 +54,7 @@ _HOMES = {
     "elastic": "supernets",
     "fused": "supernets",
     "load_data": "supernets",
+    "start_from": "supernets",
 }
 
 

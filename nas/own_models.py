@@ -9,6 +9,7 @@ or the command that trained it). What the model file imports is not hashed.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import sys
@@ -16,6 +17,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +182,7 @@ class RecordedModel:
                 allowed=f"The file with SHA-256 {str(value.get('sha256'))[:16]}...",
                 next_step="Restore the file, or train anew in another folder",
             )
-        return _loaded(file, str(value.get("function")))
+        return _found_again(file, str(value.get("function")), str(value.get("module")))
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -215,16 +217,30 @@ def remember(run: Path, space: ElasticSpace) -> None:
 def _record(run: Path, space: ElasticSpace) -> dict[str, str] | None:
     build: Any = space.build
     name = getattr(build, "__qualname__", "")
-    if isinstance(build, RecordedModel) or "<" in name or not name or build.__module__ == "__main__":
+    module = getattr(build, "__module__", None)
+    if isinstance(build, RecordedModel) or "<" in name or not name or module == "__main__":
         return None
-    try:
-        source = inspect.getsourcefile(build)
-    except TypeError:
-        return None
+    source = getattr(sys.modules.get(str(module)), "__file__", None)
     if source is None or not Path(source).is_file():
         return None
     file = Path(source).resolve()
-    return {"file": str(file), "function": name, "sha256": file_hash(file), "folder": str(run.resolve())}
+    where = {"file": str(file), "module": str(module), "function": name}
+    return {**where, "sha256": file_hash(file), "folder": str(run.resolve())}
+
+
+def _found_again(file: Path, function: str, module: str) -> Callable[..., Any]:
+    """The constructor in a file whose hash was checked: a part of an installed package is imported, not run on its own."""
+    if "." in module:
+        try:
+            package = importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f"module {module} cannot be imported ({error})", allowed="The package installed", next_step="Install it"
+            ) from None
+        if Path(str(package.__file__)).resolve() == file:
+            build: Callable[..., Any] = attrgetter(function)(package)
+            return build
+    return _loaded(file, function)
 
 
 def recorded_space(run: Path, value: Mapping[str, Any]) -> ElasticSpace:

@@ -19,6 +19,7 @@ __all__ = ["Run"]
 
 RUN_VERSION = 1
 SUPERNET_VERSION = 1
+_SETTINGS = ("space", "data", "recipe", "seed")
 _TRAIN = "nas train-supernet --out RUN"
 
 
@@ -28,7 +29,7 @@ class Run:
 
     Attributes:
         path: the folder.
-        settings: what the run was made with (space, data, recipe, seed), as in ``run.json``.
+        settings: what the run was made with (space, data, recipe, seed, weights if any), as in ``run.json``.
         own: the space of networks of the user's own, where it is at hand.
     """
 
@@ -49,8 +50,8 @@ class Run:
         """
         folder = Path(path)
         value = read_json(folder / "run.json", "run", RUN_VERSION, make=_TRAIN.replace("RUN", str(folder)))
-        settings: dict[str, Any] = {key: value[key] for key in ("space", "data", "recipe", "seed") if key in value}
-        if len(settings) != 4:
+        settings: dict[str, Any] = {key: value[key] for key in (*_SETTINGS, "weights") if key in value}
+        if any(key not in settings for key in _SETTINGS):
             raise UserError(
                 f"{folder / 'run.json'} is incomplete",
                 allowed="It names space, data, recipe and seed",
@@ -82,10 +83,11 @@ class Run:
         folder = Path(path)
         if (folder / "run.json").exists():
             run = cls.open(folder)
-            for part, value in settings.items():
-                if value_hash(run.settings[part]) != value_hash(value):
+            for part in dict.fromkeys([*settings, *run.settings]):
+                known, value = run.settings.get(part), settings.get(part)
+                if value_hash(known) != value_hash(value):
                     raise UserError(
-                        f"{folder} holds another run: its {part} is {_brief(run.settings[part])}, not {_brief(value)}",
+                        f"{folder} holds another run: its {part} is {_brief(known)}, not {_brief(value)}",
                         allowed="A run goes on with the settings that it began with",
                         next_step="Choose another folder with --out, or give the run's own settings",
                     )

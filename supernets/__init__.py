@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from supernets.checkpoint import load_tensors, save_tensors
     from supernets.data import Examples, ImageData, Split, load_data, shown_to
     from supernets.own_models import ElasticSupernet, elastic, elastic_space
+    from supernets.pretrained import Matched, start_from
     from supernets.recipe import Phase, PhaseSettings, Recipe, plan_phases
     from supernets.sharing import Fused, fused
     from supernets.sorting import sort_channels
@@ -27,6 +28,7 @@ __all__ = [
     "Fused",
     "ImageData",
     "Interrupted",
+    "Matched",
     "Network",
     "Phase",
     "PhaseSettings",
@@ -49,6 +51,7 @@ __all__ = [
     "save_tensors",
     "shown_to",
     "sort_channels",
+    "start_from",
     "train",
 ]
 
@@ -58,6 +61,7 @@ _MODULES = {
     "checkpoint": ("load_tensors", "save_tensors"),
     "data": ("Examples", "ImageData", "Split", "load_data", "shown_to"),
     "own_models": ("ElasticSupernet", "elastic", "elastic_space"),
+    "pretrained": ("Matched", "start_from"),
     "recipe": ("Phase", "PhaseSettings", "Recipe", "plan_phases"),
     "sharing": ("Fused", "fused"),
     "sorting": ("sort_channels",),

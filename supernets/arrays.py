@@ -78,7 +78,7 @@ class Arrays:
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Read a .npz file with ``x`` (N, ...) and ``y`` (N,), and where they are given ``x_val``, ``y_val``, ``x_test``, ``y_test``.
+    """Read a .npz file with ``x`` (N, ...) and ``y`` (N,), and where given ``x_val`` and ``y_val``, ``x_test`` and ``y_test``.
 
     Labels are whole numbers or text; each distinct one is a class. Missing: val 10 %, test 20 % of the given examples.
 

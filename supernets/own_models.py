@@ -231,7 +231,8 @@ class ElasticSupernet(Supernet):
         tied: dict[int, nn.Parameter] = {}
         for move in self._moves(plain, arch):
             empty, value = move.target[move.leaf], move.value(None)
-            assert empty is not None and value is not None
+            assert empty is not None
+            assert value is not None
             copy: Tensor = value.detach().clone(memory_format=torch.preserve_format)
             if isinstance(empty, nn.Parameter):
                 copy = tied.setdefault(id(empty), nn.Parameter(copy, empty.requires_grad))

@@ -124,7 +124,7 @@ def trace(space: ElasticSpace, arch: Architecture) -> dict[str, Block]:
     found: dict[str, Block] = {}
     inputs: list[tuple[int, Tensor | None]] = []
 
-    def begin(name: str, module: nn.Module, args: Any) -> None:
+    def begin(_name: str, _module: nn.Module, args: Any) -> None:
         inputs.append((counts.macs, next((a for a in tree_leaves(args) if isinstance(a, Tensor)), None)))
         counts.peak = 0
 
