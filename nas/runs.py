@@ -157,11 +157,7 @@ class Run:
         """The trained supernet."""
         from supernets import Supernet, load_tensors, load_weights
 
-        make = f"nas train-supernet --out {self.path}"
-        if not self.weights.exists() and self.checkpoint.exists():
-            raise UserError(
-                f"{self.path} is not trained to the end", allowed="A finished supernet", next_step=f"Resume it with: {make}"
-            )
+        make = self._trained()
         tensors, _ = load_tensors(self.weights, "supernet", SUPERNET_VERSION, make=make)
         supernet = Supernet(self.space)
         load_weights(supernet, tensors, source=str(self.weights))
@@ -171,7 +167,17 @@ class Run:
         """Identifies the trained weights; scores of other weights do not belong to this run."""
         from search_spaces.artifacts import file_hash
 
+        self._trained()
         return file_hash(self.weights)[:16]
+
+    def _trained(self) -> str:
+        """The command that trains the run, for messages; refuses one that is not trained to the end."""
+        make = f"nas train-supernet --out {self.path}"
+        if not self.weights.exists():
+            raise UserError(
+                f"{self.path} is not trained to the end", allowed="A finished supernet", next_step=f"Resume it with: {make}"
+            )
+        return make
 
 
 def _brief(value: Any) -> str:

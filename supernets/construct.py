@@ -34,6 +34,8 @@ def construct(space: ElasticSpace, arch: Architecture, *, seed: int = 0, device:
         with torch.random.fork_rng([]), torch.device(device):
             torch.manual_seed(seed)
             network = space.build(**arguments)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{call_text(space, arch)} raised {type(error).__name__}: {error}",

@@ -67,7 +67,9 @@ class Split:
         planes = normalise(images, self.mean, self.std)
         if self.repeat > 1:
             planes = planes.repeat(1, self.repeat, 1, 1)
-        return planes.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        if not self.channels_last:  # a copy: with one channel both formats count as contiguous, whatever the strides
+            return planes.clone(memory_format=torch.contiguous_format)
+        return planes.contiguous(memory_format=torch.channels_last)
 
 
 Examples = Split | ArraySplit

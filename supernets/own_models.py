@@ -217,7 +217,7 @@ class ElasticSupernet(Supernet):
 
     def _moves(self, plain: nn.Module, arch: Architecture) -> list[Any]:
         names = (call_text(self.space, arch), call_text(self.space, self.space.largest))
-        return shared_moves(plain, self.network, self.space.rules, names=names, training=plain.training)
+        return shared_moves(plain, self.network, self.space.rules, names=names)
 
     def forward(self, x: Tensor, arch: Architecture) -> Tensor:
         """Logits of one architecture: (B, *input_shape) to (B, classes)."""

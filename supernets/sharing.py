@@ -42,10 +42,8 @@ def fused(groups: int) -> Fused:
     return Fused(groups)
 
 
-def shared_moves(
-    small: nn.Module, large: nn.Module, rules: Mapping[str, Rule], *, names: tuple[str, str], training: bool = False
-) -> list[Move]:
-    """One move per tensor of the smaller network; its own constants are moved too, as copies while training.
+def shared_moves(small: nn.Module, large: nn.Module, rules: Mapping[str, Rule], *, names: tuple[str, str]) -> list[Move]:
+    """One move per tensor of the smaller network; its own constants are moved too, as copies.
 
     Args:
         rules: name pattern (as of files) -> rule, instead of the prefix of every dimension.
@@ -67,8 +65,8 @@ def shared_moves(
         for target, source, leaf, tensor in _tensors(module):
             name = f"{path}.{leaf}" if path else leaf
             if target is module._buffers and not is_statistic(module):
-                # A forward pass may write to a constant (a counter, a cache): nothing may be left behind by it.
-                moves.append(Move(name, target, {leaf: tensor}, leaf, None, None, torch.clone if training else None))
+                # A copy: a forward pass may write to a constant (a counter, a cache), and nothing may be left behind by it.
+                moves.append(Move(name, target, {leaf: tensor}, leaf, None, None, torch.clone))
                 continue
             held = owner._parameters if source == "parameter" else owner._buffers
             moves.append(_move(name, target, leaf, tensor, held, owner, rules, names))
@@ -82,8 +80,13 @@ def _tensors(module: nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str,
                 yield tensors, kind, leaf, tensor  # type: ignore[misc]
 
 
+def _kind(module: nn.Module) -> str:
+    """By name: a class that is defined inside the constructor is another object at every call."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
 def _same_kind(path: str, module: nn.Module, owner: nn.Module, names: tuple[str, str]) -> None:
-    if type(module) is not type(owner):
+    if _kind(module) != _kind(owner):
         raise _unshared(
             f"'{path}' is a {type(module).__name__} in {names[0]} and a {type(owner).__name__} in {names[1]}",
         )

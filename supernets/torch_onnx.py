@@ -24,7 +24,7 @@ from search_spaces import Architecture, ElasticSpace
 from search_spaces.errors import UserError
 from search_spaces.layers import Layer
 from supernets.construct import construct
-from supernets.tracing import REST, calls_of, run_plain
+from supernets.tracing import REST, calls_of, forward
 
 __all__ = ["ElasticWriter", "export_onnx"]
 
@@ -146,7 +146,7 @@ class ElasticWriter:
                 found.append((module, tree_unflatten(kept, spec)))
 
         with torch.no_grad(), calls_of(network, self.space.block_level, begin, lambda *_: None):
-            run_plain(self.space, arch, network, batch=batch, values=True)
+            forward(self.space, arch, network, batch=batch)
         module, arguments = found[0]
         alone = _Alone(copy.deepcopy(module), arguments)
         return alone, alone.example

@@ -13,8 +13,8 @@ import inspect
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,12 +31,14 @@ from search_spaces.rows import Rows
 from search_spaces.space import Position
 from supernets.construct import call_text, construct, is_statistic, shell
 
-__all__ = ["REST", "calls_of", "check_last_layer", "outputs_of", "positions_of", "run_plain", "trace"]
+__all__ = ["REST", "calls_of", "check_last_layer", "forward", "outputs_of", "positions_of", "trace"]
 
 REST = "(between blocks)"
 MOST_LAYERS = 20_000  # options of one block, counted over all choices that it depends on
 _CHECKED = 32  # random networks on which the lowering is checked
 
+T = TypeVar("T")
+Watch = AbstractContextManager[T]
 Traced = Mapping[str, Block]
 
 
@@ -44,29 +46,40 @@ def outputs_of(space: ElasticSpace) -> int:
     """Classes that the largest network tells apart.
 
     Raises:
-        UserError: see `run_plain`.
+        UserError: see `watched`.
     """
-    arch = space.largest
-    return int(run_plain(space, arch, shell(space, arch)).shape[1])
+    output, _ = watched(space, space.largest, lambda network: nullcontext(network))
+    return int(output.shape[1])
 
 
-def run_plain(space: ElasticSpace, arch: Architecture, network: nn.Module, *, batch: int = 1, values: bool = False) -> Tensor:
-    """The network's output (B, classes) for random input, or without values on the meta device.
+def watched(space: ElasticSpace, arch: Architecture, watch: Callable[[nn.Module], Watch[T]]) -> tuple[Tensor, T]:
+    """Run a network once without values, where that works, and watch it: its output (1, classes), and what ``watch`` saw.
+
+    Raises:
+        UserError: it raised with values too, or its output is not (B, classes).
+    """
+    network = shell(space, arch).to("meta")
+    try:
+        with watch(network) as seen:
+            return forward(space, arch, network), seen
+    except UserError:  # not every network runs without values; what was seen until then does not count
+        network = construct(space, arch)
+        with watch(network) as seen:
+            return forward(space, arch, network), seen
+
+
+def forward(space: ElasticSpace, arch: Architecture, network: nn.Module, *, batch: int = 1) -> Tensor:
+    """The output (B, classes) of a network in evaluation mode, on fixed random input where the network has values.
 
     Raises:
         UserError: it raised, or its output is not (B, classes).
     """
     shape = (batch, *space.shape_of(arch))
-    network.eval()
-    where = "cpu" if values else "meta"
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     try:
-        if not values and any(not t.is_meta for t in (*network.parameters(), *network.buffers())):
-            network = network.to("meta")
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(where)
-        output = network(x)
+        output = network.eval()(x)
     except Exception as error:
-        if not values:  # not every network runs without values
-            return run_plain(space, arch, construct(space, arch), batch=batch, values=True)
         raise UserError(
             f"{call_text(space, arch)} raised {type(error).__name__} on input {shape}: {error}",
             allowed="Every network takes a batch of examples of the input's shape",
@@ -101,17 +114,22 @@ def check_last_layer(space: ElasticSpace) -> None:
 
 def _weighted_calls(space: ElasticSpace, arch: Architecture) -> list[str]:
     """Names of the modules with weights of their own, in the order in which they are called."""
-    network = shell(space, arch)
-    order: list[str] = []
-    hooks = [
-        module.register_forward_hook(lambda *_, path=path: order.append(path))
-        for path, module in network.named_modules()
-        if module._parameters and not is_statistic(module)
-    ]
-    run_plain(space, arch, network)
-    for hook in hooks:
-        hook.remove()
-    return order
+
+    @contextmanager
+    def watch(network: nn.Module) -> Iterator[list[str]]:
+        order: list[str] = []
+        hooks = [
+            module.register_forward_hook(lambda *_, path=path: order.append(path))
+            for path, module in network.named_modules()
+            if any(p is not None for p in module._parameters.values()) and not is_statistic(module)
+        ]
+        try:
+            yield order
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return watched(space, arch, watch)[1]
 
 
 # ---- one network ----------------------------------------------------------------------------------------------
@@ -119,33 +137,34 @@ def _weighted_calls(space: ElasticSpace, arch: Architecture) -> list[str]:
 
 def trace(space: ElasticSpace, arch: Architecture) -> dict[str, Block]:
     """The layers of a network by name, in order of execution; a block that is called again has ``#2`` in its name."""
-    network = shell(space, arch)
+    return watched(space, arch, lambda network: _traced(network, space.block_level))[1]
+
+
+@contextmanager
+def _traced(network: nn.Module, level: int) -> Iterator[dict[str, Block]]:
+    """Fills the dictionary with the blocks that run meanwhile; what is not in them comes last."""
     counts = _Counts(network)
     found: dict[str, Block] = {}
-    inputs: list[tuple[int, Tensor | None]] = []
+    begun: list[tuple[int, Tensor | None]] = []
 
     def begin(_name: str, _module: nn.Module, args: Any) -> None:
-        inputs.append((counts.macs, next((a for a in tree_leaves(args) if isinstance(a, Tensor)), None)))
+        begun.append((counts.macs, next((a for a in tree_leaves(args) if isinstance(a, Tensor)), None)))
         counts.peak = 0
 
     def end(name: str, module: nn.Module, output: Any) -> None:
-        macs, source = inputs.pop()
+        macs, source = begun.pop()
         target = next((o for o in tree_leaves(output) if isinstance(o, Tensor)), None)
         params = 0 if "#" in name else sum(p.numel() for p in module.parameters())
-        done = counts.macs - macs
-        counts.inside += done
-        found[name] = Block(
-            type(module).__name__, structure_code(module), _text(source), _text(target), done, params, counts.peak
-        )
+        kind, code = type(module).__name__, structure_code(module)
+        found[name] = Block(kind, code, _text(source), _text(target), counts.macs - macs, params, counts.peak)
 
     # Attention as its matrix products: the counters do not know every fused kernel.
-    with calls_of(network, space.block_level, begin, end), sdpa_kernel(SDPBackend.MATH), counts:
-        run_plain(space, arch, network)
+    with calls_of(network, level, begin, end), sdpa_kernel(SDPBackend.MATH), counts:
+        yield found
     params = sum(p.numel() for p in network.parameters()) - sum(block.params for block in found.values())
-    macs = counts.macs - counts.inside
+    macs = counts.macs - sum(block.macs for block in found.values())
     if params or macs:
         found[REST] = Block("rest", "rest", "", "", macs, params, 0)
-    return found
 
 
 def _text(tensor: Tensor | None) -> str:
@@ -201,7 +220,7 @@ class _Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.macs, self.inside, self.peak = 0, 0, 0
+        self.macs, self.peak = 0, 0
         self._weights = {id(t): t for t in (*network.parameters(), *network.buffers())}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
