@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from search_spaces import Architecture, Choice, ElasticSpace
 from search_spaces.architecture import Value
 from search_spaces.errors import UserError, unknown_name
+from search_spaces.rows import genes_of
 from supernets.construct import call_text, construct, is_statistic, shell
 from supernets.sharing import Rule, shared_moves
 from supernets.slicing import SlicePlan
@@ -94,6 +95,7 @@ def bound(space: ElasticSpace, input_shape: Sequence[int]) -> ElasticSpace:
 def _check_choices(build: Any, choices: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     if not callable(build):
         raise UserError(f"build is {build!r}", allowed="A function or class", next_step="Give build(**choices) -> nn.Module")
+    genes_of({name: Choice((0,)) for name in choices})  # refuses a space without any
     for name, options in choices.items():
         if not isinstance(options, Choice | list | tuple | range | np.ndarray):
             raise UserError(

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from search_spaces import UserError
+from search_spaces import Choice, UserError
 from supernets import PhaseSettings, Recipe, Supernet, elastic, evaluate, load_data, shown_to, train
-from search_spaces import Choice
 from tests.own_networks import PlainCnn, SignalCnn
 
 
@@ -113,7 +112,9 @@ def test_networks_of_ones_own_get_contiguous_images_of_their_size() -> None:
     batch = shown_to(data, space).train.batch([0, 1], 20)
     assert batch.stride() == (400, 400, 20, 1)
     assert shown_to(data, space).input_shape == (1, 20, 20)
-    colour = elastic(lambda width: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 256, 4)), {"width": [1]}, name="c")
+    colour = elastic(
+        lambda width: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 256, 4)), {"width": [1]}, name="c"
+    )
     from supernets.own_models import bound
 
     shown = shown_to(data, bound(colour, (3, 16, 16)))

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces import Architecture, Choice, ElasticSpace, UserError, from_dict
 from supernets import ElasticSupernet, Supernet, elastic, export_onnx, fused, recalibrate
-from tests.own_networks import ConvBlock, Constants, PlainCnn, SignalCnn, Tied, resnet, vit
+from tests.own_networks import Constants, ConvBlock, PlainCnn, SignalCnn, Tied, resnet, vit
 
 SPACES: dict[str, Callable[[], ElasticSpace]] = {
     "cnn": lambda: elastic(PlainCnn, {"kernel": [3, 5], "depth": [2, 3, 4], "width": [8, 12]}, input_shape=(1, 20, 20)),
