@@ -24,6 +24,7 @@ from typing import Any
 from search_spaces import Choice, ElasticSpace
 from search_spaces.artifacts import file_hash, read_json, write_json
 from search_spaces.errors import UserError, unknown_name
+from supernets.vision import install
 
 __all__ = ["RecordedModel", "find_model", "read_choices", "recorded_space", "remember"]
 
@@ -49,6 +50,7 @@ def find_model(text: str) -> Callable[..., Any]:
 def _loaded(path: Path, function: str) -> Callable[..., Any]:
     if not path.is_file():
         raise UserError(f"model file {path} does not exist", allowed="A Python file", next_step="Correct the path")
+    install()  # the file may import torchvision
     path = path.resolve()
     name = f"hwnas_own_model_{file_hash(path)[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)

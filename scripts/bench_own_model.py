@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torchvision.models import VisionTransformer
-from torchvision.models.resnet import BasicBlock, ResNet
 
 import nas
 
@@ -20,18 +18,27 @@ ROUNDS = 15
 
 
 def resnet(d1: int, d2: int, d3: int, d4: int) -> nn.Module:
+    """torchvision's ResNet of basic blocks."""
+    from torchvision.models.resnet import BasicBlock, ResNet  # after nas: it may have to declare operators for torchvision
+
     return ResNet(BasicBlock, [d1, d2, d3, d4], num_classes=10)
 
 
 def transformer(depth: int, mlp_dim: int) -> nn.Module:
+    """torchvision's VisionTransformer."""
+    from torchvision.models import VisionTransformer
+
     return VisionTransformer(64, 8, depth, 4, 128, mlp_dim, num_classes=10)
 
 
 def step(call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[], None]:
+    """A training step's forward and backward."""
     return lambda: call(x).square().sum().backward()
 
 
 def forward(call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[], object]:
+    """A forward without gradients."""
+
     def run() -> object:
         with torch.inference_mode():
             return call(x)
@@ -52,6 +59,7 @@ def interleaved(first: Callable[[], object], second: Callable[[], object], *, re
 
 
 def main() -> None:
+    """Print the table."""
     torch.set_num_threads(1)
     spaces = {
         "ResNet-18": (resnet, {f"d{i}": [1, 2] for i in range(1, 5)}),

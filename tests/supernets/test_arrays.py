@@ -112,12 +112,11 @@ def test_networks_of_ones_own_get_contiguous_images_of_their_size() -> None:
     batch = shown_to(data, space).train.batch([0, 1], 20)
     assert batch.stride() == (400, 400, 20, 1)
     assert shown_to(data, space).input_shape == (1, 20, 20)
-    colour = elastic(
-        lambda width: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 256, 4)), {"width": [1]}, name="c"
-    )
-    from supernets.own_models import bound
 
-    shown = shown_to(data, bound(colour, (3, 16, 16)))
+    def flat(bias: bool) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 256, 4, bias=bias))
+
+    shown = shown_to(data, elastic(flat, {"bias": [True]}, input_shape=(3, 16, 16)))
     assert shown.train.batch([0], 16).shape == (1, 3, 16, 16)
 
 

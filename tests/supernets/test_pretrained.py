@@ -49,9 +49,8 @@ def test_a_torchvision_checkpoint_with_another_classifier() -> None:
     with pytest.raises(UserError, match=r"'fc.weight' is \(10, 64\), not \(7, 64\)"):
         start_from(net, state)
     before = net.network.fc.weight.clone()
-    matched = start_from(
-        net, {f"module.{name}": tensor for name, tensor in state.items()}, rename={"module.": ""}, skip=["fc.*"]
-    )
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}  # as DataParallel saves it
+    matched = start_from(net, wrapped, rename={"module.": ""}, skip=["fc.*"])
     assert matched.kept == matched.unused == ("fc.weight", "fc.bias")
     assert torch.equal(net.network.fc.weight, before)
     assert torch.equal(net.network.layer1[1].conv2.weight, state["layer1.1.conv2.weight"])
