@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,27 @@ from supernets.data_sources import PARTS, ImagePool, read_pool
 __all__ = ["Examples", "ImageData", "Split", "load_data", "shown_to"]
 
 _SAMPLED = 2000  # images decoded for mean and standard deviation, where images are not kept in memory
+
+
+class Examples(Protocol):
+    """Examples with labels: images (`Split`) or arrays (`supernets.arrays.ArraySplit`)."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """(N,) int64."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(
+        self,
+        indices: Sequence[int] | NDArray[np.int64] | torch.Tensor,
+        resolution: int,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> torch.Tensor:
+        """The examples at B positions as float32 (B, ...); ``rng`` asks for training augmentation."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +91,6 @@ class Split:
         if not self.channels_last:  # a copy: with one channel both formats count as contiguous, whatever the strides
             return planes.clone(memory_format=torch.contiguous_format)
         return planes.contiguous(memory_format=torch.channels_last)
-
-
-Examples = Split | ArraySplit
 
 
 @dataclass(frozen=True, eq=False)
