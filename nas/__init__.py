@@ -15,19 +15,22 @@ if TYPE_CHECKING:
     from nas.pareto import ParetoFront
     from nas.runs import Run
     from nas.selection import survivors
-    from search_spaces import Architecture, SearchSpace, UserError
-    from supernets import Supernet, load_data
+    from search_spaces import Architecture, Choice, SearchSpace, UserError
+    from supernets import Supernet, elastic, fused, load_data, start_from
 
 __all__ = [
     "Architecture",
+    "Choice",
     "LatencyTable",
     "ParetoFront",
     "Run",
     "SearchSpace",
     "Supernet",
     "UserError",
+    "elastic",
     "export",
     "finetune",
+    "fused",
     "load_data",
     "predictor",
     "profile",
@@ -36,6 +39,7 @@ __all__ = [
     "search",
     "space",
     "spaces",
+    "start_from",
     "survivors",
     "train",
     "verify",
@@ -43,13 +47,17 @@ __all__ = [
 
 _HOMES = {
     "Architecture": "search_spaces",
+    "Choice": "search_spaces",
     "LatencyTable": "latency_tables",
     "ParetoFront": "nas.pareto",
     "Run": "nas.runs",
     "SearchSpace": "search_spaces",
     "Supernet": "supernets",
     "UserError": "search_spaces",
+    "elastic": "supernets",
+    "fused": "supernets",
     "load_data": "supernets",
+    "start_from": "supernets",
     "survivors": "nas.selection",
 }
 

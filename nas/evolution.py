@@ -121,6 +121,8 @@ def nsga2(
     try:
         while algorithm.has_next():
             found = algorithm.ask()
+            if found is None or not len(found):  # every network of a small space was met
+                break
             algorithm.evaluator.eval(problem, found)
             algorithm.tell(infills=found)
             violation = np.clip(found.get("G"), 0, None).sum(axis=1)

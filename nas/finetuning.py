@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
+
 from nas.recipes import load_recipe
 from nas.runs import Run
 from search_spaces import Architecture
 from search_spaces.progress import Progress
-from supernets import ImageData, Network, Supernet, calibrated, load_tensors, save_tensors, train
+from supernets import ImageData, Supernet, calibrated, load_tensors, save_tensors, train
 
 __all__ = ["deployed_network", "finetune_network"]
 
@@ -44,7 +46,7 @@ def finetune_network(
     return path
 
 
-def deployed_network(run: Run, arch: Architecture, data: ImageData) -> Network:
+def deployed_network(run: Run, arch: Architecture, data: ImageData) -> nn.Module:
     """The network that ships: fine-tuned weights where there are some, the supernet's otherwise; recalibrated."""
     path = _path(run, arch)
     seed = run.settings["seed"]

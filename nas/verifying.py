@@ -20,7 +20,7 @@ from nas.runs import Run
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import Split
+from supernets import Examples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,7 +199,7 @@ def _times(device: Device, candidates: Sequence[_Candidate], seed: int, progress
 
 
 def _verified(
-    device: Device, candidate: _Candidate, measured: Measurement, clock: str, test: Split, limits: Sequence[Limit]
+    device: Device, candidate: _Candidate, measured: Measurement, clock: str, test: Examples, limits: Sequence[Limit]
 ) -> Verified:
     logits = test_logits(device.name, candidate.path, test, candidate.resolution)
     right = int((logits.argmax(1) == test.labels.numpy()).sum())

@@ -8,6 +8,7 @@ from typing import Any
 
 from search_spaces.architecture import Architecture
 from search_spaces.attentive import attentive_nas
+from search_spaces.elastic import ElasticSpace
 from search_spaces.errors import UserError, unknown_name
 from search_spaces.layers import Layer
 from search_spaces.mobilenet import ofa_mobilenet_v3, ofa_proxyless, small_mobilenet
@@ -16,7 +17,18 @@ from search_spaces.resnet import ofa_resnet50
 from search_spaces.rows import Choice
 from search_spaces.space import SPACE_VERSION, SearchSpace
 
-__all__ = ["FAMILIES", "Architecture", "Choice", "Layer", "SearchSpace", "UserError", "build", "from_dict", "rebuild"]
+__all__ = [
+    "FAMILIES",
+    "Architecture",
+    "Choice",
+    "ElasticSpace",
+    "Layer",
+    "SearchSpace",
+    "UserError",
+    "build",
+    "from_dict",
+    "rebuild",
+]
 
 FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "ofa-mobilenet-v3": ofa_mobilenet_v3,
@@ -67,6 +79,8 @@ def from_dict(value: Mapping[str, Any]) -> SearchSpace:
                 allowed=f"This toolkit reads versions 1 to {SPACE_VERSION}",
                 next_step="Install a newer one: pip install --upgrade hwnas",
             )
+        if "rules" in value:
+            return ElasticSpace.from_dict(value)
         if name not in FAMILIES:
             if "structure" not in value:
                 return SearchSpace(genes, name=name, parameters=parameters)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
-from search_spaces.ops import Counted, Layer, Op, make_divisible, out_size
+from search_spaces.ops import FLOAT_BYTES, Counted, Layer, Op, key_of, make_divisible, out_size
 
 __all__ = [
+    "Block",
     "Bottleneck",
     "Conv",
     "GlobalPool",
@@ -247,7 +249,65 @@ class Linear(Counted):
         yield Op("linear", self.in_channels * self.size**2, self.out_channels, 1, 1, bias=True, name="linear")
 
 
-LAYER_KINDS: dict[str, type[Counted]] = {k.kind: k for k in (Conv, MBConv, Bottleneck, MaxPool, GlobalPool, Linear)}
+@dataclass(frozen=True)
+class Block:
+    """A piece of a network of the user's own: known by its structure, counted when it was traced.
+
+    The module itself is not here; whoever needs it asks the space (`search_spaces.elastic.ElasticSpace`).
+
+    Attributes:
+        name: of the module's class.
+        code: hash of everything that decides what the module computes, apart from the values of its weights.
+        source, target: shape of its first input and of its output for one image, ``"16x32x32"``; empty without.
+        macs: multiply-accumulates of convolutions and matrix products.
+        activation_bytes: most float32 bytes that one operation reads and writes.
+    """
+
+    kind: ClassVar[str] = "block"
+    name: str
+    code: str
+    source: str
+    target: str
+    macs: int
+    params: int
+    activation_bytes: int
+
+    @cached_property
+    def key(self) -> str:
+        """See `parse_layer`."""
+        return key_of(self)
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        return _sizes(self.source)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return _sizes(self.target)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its float32 parameters."""
+        return FLOAT_BYTES * self.params
+
+    def ops(self) -> Iterator[Op]:
+        """None: what it does is in the user's code, and so is which of its channels belong together."""
+        return iter(())
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """None, for the same reason."""
+        return {}
+
+    def structure(self) -> Layer:
+        return self
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("x") if part)
+
+
+_KINDS: tuple[type[Counted] | type[Block], ...] = (Conv, MBConv, Bottleneck, MaxPool, GlobalPool, Linear, Block)
+LAYER_KINDS = {kind.kind: kind for kind in _KINDS}
 
 
 def parse_layer(key: str) -> Layer:

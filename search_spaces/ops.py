@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
-__all__ = ["Counted", "Layer", "Op", "make_divisible", "out_size"]
+__all__ = ["FLOAT_BYTES", "Counted", "Layer", "Op", "key_of", "make_divisible", "out_size"]
 
 FLOAT_BYTES = 4
 
@@ -98,14 +98,14 @@ class Op:
 
 
 class Layer(Protocol):
-    """What every concrete layer offers. Shapes are (channels, height, width)."""
+    """What every concrete layer offers. Shapes are (channels, height, width), those of a `Block` as its network has them."""
 
     @property
     def key(self) -> str: ...
     @property
-    def in_shape(self) -> tuple[int, int, int]: ...
+    def in_shape(self) -> tuple[int, ...]: ...
     @property
-    def out_shape(self) -> tuple[int, int, int]: ...
+    def out_shape(self) -> tuple[int, ...]: ...
     @property
     def macs(self) -> int: ...
     @property
@@ -117,6 +117,11 @@ class Layer(Protocol):
     def ops(self) -> Iterator[Op]: ...
     def tensors(self) -> dict[str, tuple[int, ...]]: ...
     def structure(self) -> Layer: ...
+
+
+def key_of(layer: Any) -> str:
+    """A readable name that is unique among layers: ``kind(field=value, ...)``; see `parse_layer`."""
+    return f"{layer.kind}({','.join(f'{f.name}={getattr(layer, f.name)}' for f in dataclasses.fields(layer))})"
 
 
 class Counted:
@@ -131,9 +136,8 @@ class Counted:
 
     @cached_property
     def key(self) -> str:
-        """A readable name that is unique among layers: ``kind(field=value, ...)``; see `parse_layer`."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return f"{self.kind}({','.join(f'{f.name}={getattr(self, f.name)}' for f in fields)})"
+        """See `parse_layer`."""
+        return key_of(self)
 
     @cached_property
     def macs(self) -> int:

@@ -49,7 +49,7 @@ class SearchSpace(RowSpace):
         choices: name -> list of options, or a `Choice`.
         name: the family's name.
         parameters: what the family was built with (JSON values); part of the key, except those in ``unkeyed``.
-        positions: the lowering, in order of execution.
+        positions: the lowering, in order of execution; or a function that finds it when it is first needed.
         shrink: names of the choices in the order in which progressive shrinking opens them.
         unkeyed: parameters that do not change an architecture's identity (classes, input channels).
         traits: how networks of the family are built and trained: ``norm_eps``, ``norm_momentum``, ``dropout``,
@@ -64,7 +64,7 @@ class SearchSpace(RowSpace):
         *,
         name: str = "custom",
         parameters: Mapping[str, Any] | None = None,
-        positions: Sequence[Position] = (),
+        positions: Sequence[Position] | Callable[[], Sequence[Position]] = (),
         shrink: Sequence[str] = (),
         unkeyed: Sequence[str] = (),
         traits: Mapping[str, float] | None = None,
@@ -73,13 +73,18 @@ class SearchSpace(RowSpace):
         self.name = name
         self.parameters = dict(parameters or {})
         self.choices = {key: as_choice(key, value) for key, value in choices.items()}
-        self.positions = tuple(positions)
+        self._positions = positions
         self.shrink = tuple(shrink)
         self.unkeyed = tuple(unkeyed)
         self.traits = dict(traits or {})
         self._published = dict(published or {})
         self.genes = genes_of(self.choices)
         self._column = {gene.name: index for index, gene in enumerate(self.genes)}
+
+    @cached_property
+    def positions(self) -> tuple[Position, ...]:
+        """The places of a network, in order of execution; empty where there is no network behind the space."""
+        return tuple(self._positions() if callable(self._positions) else self._positions)
 
     # ---- identity -------------------------------------------------------------------------------------------
 
@@ -103,13 +108,15 @@ class SearchSpace(RowSpace):
 
         A space of plain choices writes their structure too; that of a family is in its code.
         """
-        plain = {} if self.positions else {"structure": {name: asdict(choice) for name, choice in self.choices.items()}}
+        return self._described(structure=not self.positions)
+
+    def _described(self, *, structure: bool) -> dict[str, Any]:
         return {
             "name": self.name,
             "version": SPACE_VERSION,
             "parameters": self.parameters,
             "genes": {gene.name: list(gene.options) for gene in self.genes},
-            **plain,
+            **({"structure": {name: asdict(choice) for name, choice in self.choices.items()}} if structure else {}),
         }
 
     def restrict(self, positions: Mapping[str, Sequence[Value]] | None = None, **choices: Sequence[Value]) -> SearchSpace:
@@ -151,7 +158,7 @@ class SearchSpace(RowSpace):
             self.choices,
             name=self.name,
             parameters=self.parameters,
-            positions=self.positions,
+            positions=lambda: self.positions,
             shrink=self.shrink,
             unkeyed=self.unkeyed,
             traits=self.traits,

@@ -77,7 +77,7 @@ def read_pool(source: str, seed: int) -> ImagePool:
         return readers[name](Path(rest).expanduser())
     if Path(source).expanduser().is_dir():
         return _folder(Path(source).expanduser())
-    known = ["digits", "fake", "fake:SIZExCHANNELSxCLASSES", "fashion-mnist", "fashion-mnist:PATH"]
+    known = ["digits", "fake", "fake:SIZExCHANNELSxCLASSES", "fashion-mnist", "fashion-mnist:PATH", "npz:PATH"]
     raise unknown_name("data set", source, [*known, *(f"{r}:PATH" for r in readers)], command="nas train-supernet --help")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 import search_spaces
-from search_spaces import Architecture, SearchSpace
+from search_spaces import Architecture, ElasticSpace, SearchSpace
 from search_spaces.errors import UserError
 from search_spaces.layers import Layer
 from supernets.blocks import Network, initialise
@@ -32,7 +34,18 @@ class Supernet(nn.Module):
         classes: outputs of the classifier; default: those of the space.
         channels: channels of the input image; default: those of the space.
         seed: of the initial weights.
+
+    For an `ElasticSpace` it makes a `supernets.own_models.ElasticSupernet`: the same calls on the user's own network.
     """
+
+    network: nn.Module
+
+    def __new__(cls, space: SearchSpace | None = None, *_: object, **__: object) -> Supernet:  # without a space: copies
+        if cls is Supernet and isinstance(space, ElasticSpace):
+            from supernets.own_models import ElasticSupernet
+
+            return super().__new__(ElasticSupernet)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -48,9 +61,9 @@ class Supernet(nn.Module):
         self._slot = {position: slot for slot, (position, _) in enumerate(placed)}
         structures = {position: self.space.structures_at(self.space.positions[position]) for position in self._slot}
         blocks = [hull(layers, self.space.traits) for layers in structures.values()]
-        network = Network([layer for _, layer in placed], self.space.traits, blocks=blocks)
-        self.network: Network = network.to_empty(device="cpu")
-        initialise(self.network, torch.Generator().manual_seed(seed))
+        network = Network([layer for _, layer in placed], self.space.traits, blocks=blocks).to_empty(device="cpu")
+        initialise(network, torch.Generator().manual_seed(seed))
+        self.network = network
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.kernels = nn.ModuleDict()
         for position, slot in self._slot.items():
@@ -74,7 +87,9 @@ class Supernet(nn.Module):
         slot = self._slot[position]
         maps = self.kernels[str(slot)] if str(slot) in self.kernels else None
         assert maps is None or isinstance(maps, KernelMaps)
-        return self.network.blocks[slot], maps
+        blocks = self.network.blocks
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks[slot], maps
 
     @property
     def occupied(self) -> list[int]:
@@ -99,16 +114,25 @@ class Supernet(nn.Module):
         return x
 
     @torch.no_grad()
-    def extract(self, arch: Architecture) -> Network:
+    def extract(self, arch: Architecture) -> nn.Module:
         """A plain network with its own copy of the slices; nothing of the supernet is needed to run it."""
         layers, plans = self._path(arch)
         network = Network(layers, self.space.traits, blocks=[plan.filled() for plan in plans])
         network.training = network.blocks.training = self.training  # those of the blocks are right already
         return network
 
+    def largest_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the largest network by their names in it: views, writing to them changes the supernet."""
+        plans = enumerate(self._path(self.space.largest)[1])
+        values = {f"blocks.{slot}.{move.name}": move.value() for slot, plan in plans for move in plan.moves}
+        return {name: tensor.detach() for name, tensor in values.items() if tensor is not None}
+
     def check(self, arch: Architecture) -> None:
         """Raise a `UserError` unless the architecture belongs to this supernet's space."""
         self.space.to_array(arch)
+
+    def bind(self, input_shape: Sequence[int]) -> None:
+        """Told of the shape of the data's examples; a built-in space knows its own."""
 
     @property
     def classes(self) -> int:

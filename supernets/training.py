@@ -22,10 +22,9 @@ from search_spaces import Architecture, SearchSpace
 from search_spaces.artifacts import value_hash
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
-from supernets.blocks import Network
 from supernets.calibration import accuracy, recalibrate
 from supernets.checkpoint import load_tensors, save_tensors
-from supernets.data import ImageData, Split
+from supernets.data import Examples, ImageData, shown_to
 from supernets.recipe import Phase, Recipe, plan_phases
 from supernets.sorting import sort_channels
 from supernets.supernet import Supernet
@@ -68,7 +67,7 @@ class Trained:
     log: list[dict[str, Any]]
 
 
-def calibrated(supernet: Supernet, arch: Architecture, data: ImageData, *, seed: int = 0) -> Network:
+def calibrated(supernet: Supernet, arch: Architecture, data: ImageData, *, seed: int = 0) -> nn.Module:
     """The extracted network of an architecture with its own batch-normalisation statistics, in evaluation mode.
 
     Statistics come from up to 2,000 training images, augmented as in training, at the architecture's resolution; the
@@ -86,7 +85,7 @@ def calibrated(supernet: Supernet, arch: Architecture, data: ImageData, *, seed:
     return network
 
 
-def evaluate(network: nn.Module, split: Split, resolution: int, *, most: int | None = None) -> tuple[float, int]:
+def evaluate(network: nn.Module, split: Examples, resolution: int, *, most: int | None = None) -> tuple[float, int]:
     """Top-1 accuracy of a network as a fraction, and the number of images.
 
     Args:
@@ -129,7 +128,8 @@ def train(
         UserError: class counts differ, too little data for one batch, a checkpoint of another run, or divergence.
         Interrupted: ``stop`` said so.
     """
-    data = data.shown_as(supernet.channels)
+    supernet.bind(data.input_shape)
+    data = shown_to(data, supernet.space)
     _check_data(supernet, data, recipe)
     run = _Run(supernet, data, recipe, seed, checkpoint)
     run.resume()
@@ -196,7 +196,7 @@ class _Run:
         self.step = 0
         self.losses: list[float] = []
         self.log: list[dict[str, Any]] = []
-        self.teacher: Network | None = None
+        self.teacher: nn.Module | None = None
         self.momentum: dict[str, Tensor] = {}
         self.device = next(supernet.parameters()).device
         self._order: tuple[int, np.ndarray[Any, Any]] | None = None
@@ -240,7 +240,7 @@ class _Run:
             if "kernels." in name:
                 (decayed if self.recipe.decay_kernel_maps else plain).append(parameter)
             else:
-                (plain if ".norm." in name or name.endswith("bias") else decayed).append(parameter)
+                (plain if parameter.ndim < 2 else decayed).append(parameter)
         groups = [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimiser = torch.optim.SGD(
             groups, lr=phase.settings.lr, momentum=self.recipe.momentum, nesterov=self.recipe.momentum > 0

@@ -65,12 +65,15 @@ def _space(name: str, width: float | None, image: int | None, resolution: str | 
 @app.command("train-supernet")
 def train_supernet(
     data: Annotated[
-        str, typer.Option(help="digits, fashion-mnist, cifar10:PATH, cifar100:PATH, folder:PATH, parquet:PATH, fake.")
+        str, typer.Option(help="digits, fashion-mnist, cifar10:PATH, cifar100:PATH, folder:PATH, parquet:PATH, npz:PATH, fake.")
     ],
     out: Annotated[Path, typer.Option(help="Run folder to make or to resume.")],
     space: Annotated[str, typer.Option(help="Search space; see nas spaces.")] = "small-mobilenet",
     width: Annotated[float | None, typer.Option(help="Width multiplier of the space.")] = None,
     resolution: Annotated[str | None, typer.Option(help="Input sizes, e.g. 24,28,32; default: the space's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Networks of your own: FILE.py:FUNCTION. The file is run.")] = None,
+    choices: Annotated[Path | None, typer.Option(help="TOML file with the choices of --model.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint of the largest network to start from.")] = None,
     recipe: Annotated[str, typer.Option(help="Training recipe, or a TOML file.")] = "progressive",
     epochs: Annotated[float | None, typer.Option(help="Epochs of all phases together; default: the recipe's.")] = None,
     torch_device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
@@ -82,16 +85,37 @@ def train_supernet(
     import nas
 
     images = nas.load_data(data, seed=seed)
-    chosen = _space(space, width, _image(space, images.size), resolution)
-    supernet = nas.Supernet(chosen, images.classes, channels=images.channels, seed=seed).to(_torch_device(torch_device))
+    chosen: SearchSpace
+    if model is None and choices is None:
+        chosen = _space(space, width, _image(space, images.size), resolution)
+        supernet = nas.Supernet(chosen, images.classes, channels=images.channels, seed=seed)
+    else:
+        chosen = _own_space(model, choices, images.input_shape, clash=width is not None or resolution is not None)
+        supernet = nas.Supernet(chosen, images.classes, seed=seed)
+    supernet = supernet.to(_torch_device(torch_device))
     progress = TerminalProgress(quiet=quiet)
     progress.say(f"{images.name}: {len(images.train)} training images; {chosen.key}: {chosen.count():.2e} networks")
+    settings: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "weights": weights, "seed": seed}
     with _interruptible(progress) as stop:
-        run = nas.train(supernet, images, out=out, recipe=recipe, epochs=epochs, seed=seed, stop=stop, progress=progress)
+        run = nas.train(supernet, images, out=out, stop=stop, progress=progress, **settings)
     if as_json:
         print_json({"run": str(run.path), **run.settings})
     else:
         progress.say(f"trained: {run.path}. Next: nas search {run.path} --limit latency=...")
+
+
+def _own_space(model: str | None, choices: Path | None, input_shape: tuple[int, ...], *, clash: bool) -> SearchSpace:
+    import nas
+    from nas.own_models import find_model, read_choices
+
+    if model is None or choices is None or clash:
+        raise UserError(
+            "--model, --choices, --width, --resolution",
+            allowed="--model and --choices together, and then neither --width nor --resolution",
+            next_step="Write: --model my_model.py:build --choices my_choices.toml",
+        )
+    given = read_choices(choices)
+    return nas.elastic(find_model(model), given.pop("choices"), **given, input_shape=input_shape)
 
 
 def _image(space: str, size: int) -> int | None:

@@ -8,9 +8,11 @@ import pytest
 
 import search_spaces
 from nas.testing import check_export, check_lowering, check_rows, check_space, check_supernet
-from search_spaces import Choice, SearchSpace
+from search_spaces import Choice, SearchSpace, UserError
 from search_spaces.layers import Conv, GlobalPool, Linear
 from search_spaces.space import Position
+from supernets import elastic
+from tests.own_networks import PlainCnn
 
 build = search_spaces.build
 
@@ -96,3 +98,13 @@ def test_plain_choices_keep_the_laws_of_rows() -> None:
     space = SearchSpace({"blocks": [1, 2, 3], "op": Choice(("a", "b", "c"), 3, rules), "scale": [0.5, 1.0]}, name="cells")
     check_rows(space)
     check_rows(space.restrict({"op[1]": ["b"]}, scale=[1.0]))
+
+
+def test_networks_of_ones_own_keep_the_laws_that_need_no_layers() -> None:
+    choices = {"kernel": [3, 5], "depth": [2, 3], "width": [4, 8]}
+    space = elastic(PlainCnn, choices, input_shape=(1, 20, 20))
+    check_rows(space)
+    check_export(space)
+    for check in (check_space, check_lowering, check_supernet):
+        with pytest.raises(UserError, match="cannot see into"):
+            check(space)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -296,3 +298,18 @@ def test_weights_of_another_class_count_are_refused() -> None:
     space = search_spaces.build("small-mobilenet", width=0.5, image=28)
     with pytest.raises(UserError, match=r"linear.* is \(7"):
         load_weights(Supernet(space), Supernet(space, 7).state_dict(), source="runs/a")
+
+
+def test_a_deep_copy_has_weights_of_its_own(supernet: Supernet) -> None:
+    """Also after a call, when slices are planned."""
+    arch = supernet.space.smallest
+    x = images(supernet, arch)
+    before = supernet.eval()(x, arch).detach()
+    twin = copy.deepcopy(supernet)
+    with torch.no_grad():
+        for parameter in supernet.parameters():
+            parameter.zero_()
+    assert torch.equal(twin(x, arch), before)
+    twin(x, arch).sum().backward()
+    assert any(parameter.grad is not None for parameter in twin.parameters())
+    assert all(parameter.grad is None for parameter in supernet.parameters())
