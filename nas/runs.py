@@ -13,6 +13,8 @@ from search_spaces.artifacts import read_json, value_hash, write_json
 from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from supernets import ImageData, Supernet
 
 __all__ = ["Run"]
@@ -134,23 +136,27 @@ class Run:
 
     @cached_property
     def _supernet(self) -> Supernet:
-        from supernets import Supernet, load_tensors, load_weights
+        from supernets import Supernet, load_weights
+
+        supernet = Supernet(self.space)
+        load_weights(supernet, self._weights[0], source=str(self.weights))
+        return supernet.eval()
+
+    @cached_property
+    def _weights(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The trained tensors and the description of their file."""
+        from supernets import load_tensors
 
         make = f"nas train-supernet --out {self.path}"
         if not self.weights.exists() and self.checkpoint.exists():
             raise UserError(
                 f"{self.path} is not trained to the end", allowed="A finished supernet", next_step=f"Resume it with: {make}"
             )
-        tensors, _ = load_tensors(self.weights, "supernet", SUPERNET_VERSION, make=make)
-        supernet = Supernet(self.space)
-        load_weights(supernet, tensors, source=str(self.weights))
-        return supernet.eval()
+        return load_tensors(self.weights, "supernet", SUPERNET_VERSION, make=make)
 
     def weights_hash(self) -> str:
         """Identifies the trained weights; scores of other weights do not belong to this run."""
-        from search_spaces.artifacts import file_hash
-
-        return file_hash(self.weights)[:16]
+        return str(self._weights[1]["checksum"])[:16]
 
 
 def _brief(value: Any) -> str:

@@ -95,7 +95,7 @@ def make_export(run: Run, arch_id: str) -> None:
     path = run.exports / f"{arch_id}.onnx"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(arch_id.encode())
-    export = Export(arch_id, path.name, file_hash(path), 28, IMAGES, 2e-7, 1.0, True)
+    export = Export(arch_id, path.name, file_hash(path), 28, IMAGES, 2e-7, 1.0, True, False)
     write_json(run.exports / f"{arch_id}.json", "export", 1, asdict(export))
 
 
