@@ -13,6 +13,8 @@ from search_spaces.artifacts import read_json, value_hash, write_json
 from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from supernets import ImageData, Supernet
 
 __all__ = ["Run"]
@@ -163,20 +165,22 @@ class Run:
 
     @cached_property
     def _supernet(self) -> Supernet:
-        from supernets import Supernet, load_tensors, load_weights
+        from supernets import Supernet, load_weights
 
-        make = self._trained()
-        tensors, _ = load_tensors(self.weights, "supernet", SUPERNET_VERSION, make=make)
         supernet = Supernet(self.space)
-        load_weights(supernet, tensors, source=str(self.weights))
+        load_weights(supernet, self._weights[0], source=str(self.weights))
         return supernet.eval()
+
+    @cached_property
+    def _weights(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The trained tensors and the description of their file."""
+        from supernets import load_tensors
+
+        return load_tensors(self.weights, "supernet", SUPERNET_VERSION, make=self._trained())
 
     def weights_hash(self) -> str:
         """Identifies the trained weights; scores of other weights do not belong to this run."""
-        from search_spaces.artifacts import file_hash
-
-        self._trained()
-        return file_hash(self.weights)[:16]
+        return str(self._weights[1]["checksum"])[:16]
 
     def _trained(self) -> str:
         """The command that trains the run, for messages; refuses one that is not trained to the end."""

@@ -310,7 +310,7 @@ def _show_verification(result: Any) -> None:
             )
         )
     columns = ["network", "accuracy", "verified", "latency ms", "verified", "limits"]
-    show_table(columns, rows, title="promised, then verified on the test images and on the device (*: fine-tuned since)")
+    show_table(columns, rows, title="promised, then verified (* fine-tuned since)")
 
 
 @app.command()

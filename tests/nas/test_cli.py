@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -9,20 +11,37 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from nas.cli import main
 from search_spaces.artifacts import file_hash
 
-NAS = [sys.executable, "-m", "nas"]
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def nas(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(
-        [*NAS, *map(str, arguments)], capture_output=True, text=True, timeout=240, cwd=cwd, env=environment, check=False
-    )
+def nas(*arguments: object, cwd: Path | None = None) -> Result:
+    """Run a command in this process: a fresh one would spend its time on imports."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.chdir(cwd or Path.cwd()),
+        mock.patch.object(sys, "argv", ["nas", *map(str, arguments)]),
+        pytest.raises(SystemExit) as caught,
+    ):
+        main()
+    return Result(int(caught.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -165,7 +184,7 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path: Path)
     out = tmp_path / "run"
     arguments = ["train-supernet", "--data", "fake:28x1x4", "--out", str(out), "--width", "0.25", "--epochs", "4"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([*NAS, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "nas", *arguments], stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("train full"):
