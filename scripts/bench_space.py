@@ -143,7 +143,10 @@ def supernet() -> None:
             module.zero_grad(set_to_none=True)
             run().square().mean().backward()
 
-        jobs = {"shared": lambda: train(lambda: shared(many, arch), shared), "alone": lambda: train(lambda: single(many), single)}
+        jobs = {
+            "shared": lambda: train(lambda: shared(many, arch), shared),
+            "alone": lambda: train(lambda: single(many), single),
+        }
         step = medians(jobs, 7)
         cells = [f"{f['shared'] * 1e3:.1f} / {f['alone'] * 1e3:.1f} = {f['shared'] / f['alone']:.2f}" for f in (forward, step)]
         print(f"{name:<14}{cells[0]:>22}{cells[1]:>22}{extraction * 1e3:>11.1f} ms")
