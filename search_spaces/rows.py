@@ -38,9 +38,11 @@ class Choice:
     def each(
         cls, options: Sequence[Sequence[Value]], active_if: Sequence[tuple[str, tuple[Value, ...]] | None] | None = None
     ) -> Choice:
-        """A list choice from the options of every position; ``options`` becomes all of them in order of appearance."""
+        """A list choice from the options of every position; ``options`` becomes all of them, numbers ascending."""
         at = tuple(tuple(values) for values in options)
         every = tuple(dict.fromkeys(value for values in at for value in values))
+        if all(isinstance(value, int | float) for value in every):
+            every = tuple(sorted(every))
         same = all(values == every for values in at)
         return cls(every, len(at), None if active_if is None else tuple(active_if), None if same else at)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +100,10 @@ def test_plain_choices_keep_the_laws_of_rows() -> None:
     space = SearchSpace({"blocks": [1, 2, 3], "op": Choice(("a", "b", "c"), 3, rules), "scale": [0.5, 1.0]}, name="cells")
     check_rows(space)
     check_rows(space.restrict({"op[1]": ["b"]}, scale=[1.0]))
+
+
+def test_the_example_of_the_documentation_conforms() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "adding-a-space.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=Path(__file__).parents[2], check=False, timeout=120)
+    assert done.returncode == 0
