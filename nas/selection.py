@@ -31,11 +31,14 @@ def survivors(costs: Values, n: int, *, violation: Values | None = None) -> NDAr
     good, bad = np.flatnonzero(kept), np.flatnonzero(~kept)
     order: NDArray[np.intp] = np.empty(0, dtype=np.intp)
     if len(good):
-        values, first, place = np.unique(costs[good], axis=0, return_index=True, return_inverse=True)
-        rank = _ranks(values)
-        distance = np.zeros(len(good))
-        distance[first] = _crowding(values, rank)
-        order = good[np.lexsort((-distance, rank[place.ravel()]))]
+        line = np.lexsort(costs[good].T[::-1])
+        ordered = costs[good[line]]
+        new = np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))  # the first of equal rows
+        ranks = _ranks(ordered[new])
+        distance, rank = np.zeros(len(good)), np.empty(len(good), dtype=np.intp)
+        distance[line[new]] = _crowding(ordered[new], ranks)
+        rank[line] = ranks[np.cumsum(new) - 1]
+        order = good[np.lexsort((-distance, rank))]
     if violation is not None:
         order = np.concatenate([order, bad[np.argsort(violation[bad], kind="stable")]])
     return order[:n]

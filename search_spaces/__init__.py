@@ -66,7 +66,7 @@ def rebuild(space: SearchSpace, **parameters: Any) -> SearchSpace:
 
 
 def from_dict(value: Mapping[str, Any]) -> SearchSpace:
-    """The space that `SearchSpace.to_dict` wrote.
+    """The space that `SearchSpace.to_dict` wrote; without a network behind it if the space is not built in.
 
     Raises:
         UserError: not a space's JSON, or a family or option that this version does not have.
@@ -81,12 +81,10 @@ def from_dict(value: Mapping[str, Any]) -> SearchSpace:
             )
         if "rules" in value:
             return ElasticSpace.from_dict(value)
+        structure = {key: Choice.from_dict(choice) for key, choice in value.get("structure", {}).items()}
         if name not in FAMILIES:
-            if "structure" not in value:
-                return SearchSpace(genes, name=name, parameters=parameters)
-            choices = {key: Choice.from_dict(choice) for key, choice in value["structure"].items()}
-            return SearchSpace(choices, name=name, parameters=parameters).restrict(genes)
-        sizes = genes["resolution"]
+            return SearchSpace(structure or genes, name=name, parameters=parameters).restrict(genes)
+        sizes = structure["resolution"].options if structure else genes["resolution"]
         return build(name, **parameters, resolution=sizes).restrict(genes)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -134,7 +134,7 @@ class ElasticSpace(SearchSpace):
     def to_dict(self) -> dict[str, Any]:
         """JSON form of plain choices, and the names of the fixed arguments and the rules; without the constructor."""
         rules = {pattern: getattr(rule, "__qualname__", repr(rule)) for pattern, rule in self.rules.items()}
-        return {**self._described(structure=True), "fixed": list(self.fixed), "rules": rules}
+        return {**super().to_dict(), "fixed": list(self.fixed), "rules": rules}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ElasticSpace:

@@ -104,19 +104,16 @@ class SearchSpace(RowSpace):
         return hash((self.key, tuple(gene.options for gene in self.genes)))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: name, parameters and the options of every gene; `search_spaces.from_dict` reads it back.
+        """JSON form: name, parameters, choices and the options of every gene; `search_spaces.from_dict` reads it back.
 
-        A space of plain choices writes their structure too; that of a family is in its code.
+        The network of a space that is not built in is code, and is not in it.
         """
-        return self._described(structure=not self.positions)
-
-    def _described(self, *, structure: bool) -> dict[str, Any]:
         return {
             "name": self.name,
             "version": SPACE_VERSION,
             "parameters": self.parameters,
             "genes": {gene.name: list(gene.options) for gene in self.genes},
-            **({"structure": {name: asdict(choice) for name, choice in self.choices.items()}} if structure else {}),
+            "structure": {name: asdict(choice) for name, choice in self.choices.items()},
         }
 
     def restrict(self, positions: Mapping[str, Sequence[Value]] | None = None, **choices: Sequence[Value]) -> SearchSpace:

@@ -140,6 +140,20 @@ def test_encodings_tell_networks_apart_and_ignore_what_has_no_effect(space: Sear
         assert named[f"{gene.name}={gene.options[index]}"] == float(on)
 
 
+@pytest.mark.parametrize("name", ["ofa-mobilenet-v3", "ofa-proxyless"])
+def test_the_encoding_contains_that_of_once_for_all(name: str) -> None:
+    """Resolution, then all kernels, then all expansions, zeros for skipped blocks: the depth is what is not zero."""
+    space = search_spaces.build(name)
+    archs = space.sample(50, seed=0)
+    kept = [at for at, feature in enumerate(space.feature_names()) if not feature.startswith("depth")]
+    ours = space.encode(archs)[:, kept]
+    for arch, features in zip(archs, ours, strict=True):
+        theirs = [float(arch["resolution"] == size) for size in range(128, 225, 4)]
+        theirs += [float(kernel == k) for kernel in arch["kernel"] for k in (3, 5, 7)]
+        theirs += [float(expand == e) for expand in arch["expand"] for e in (3, 4, 6)]
+        assert features.tolist() == theirs
+
+
 def test_restriction_by_choice_and_by_position(space: SearchSpace) -> None:
     for name, choice in space.choices.items():
         genes = [gene for gene in space.genes if gene.choice == name]
