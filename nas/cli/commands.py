@@ -178,7 +178,7 @@ def _quality_lines(quality: Any) -> str:
     lines = [f"on {quality.networks} whole networks that were held out (median error, Spearman):"]
     for label, errors in rows:
         rank = "-" if errors.spearman is None else f"{errors.spearman:.3f}"
-        lines.append(f"  {label:<24} {errors.median_error:6.1%}  {rank}")
+        lines.append(f"  {label:<24} {errors.median:6.1%}  {rank}")
     return "\n".join(lines)
 
 

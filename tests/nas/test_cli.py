@@ -18,6 +18,7 @@ from unittest import mock
 import pytest
 
 from nas.cli import main
+from nas.demo import Budget, DemoResult
 from search_spaces.artifacts import file_hash
 
 
@@ -79,6 +80,32 @@ def test_search_export_verify_report(finished: Path) -> None:
     assert json.loads(verified.stdout)["summary"]["networks"] == len(rows)
     page = Path(nas("report", finished).stdout.strip())
     assert all(row["id"] in page.read_text() for row in rows)
+
+
+def test_results_as_text(finished: Path, budget: Budget) -> None:
+    profiled = nas("profile", finished)
+    assert profiled.returncode == 0, profiled.stderr
+    for words in ("layers; networks from", "layers, corrected", "MACs and an offset", "the same networks again"):
+        assert words in profiled.stdout
+    assert json.loads(nas("profile", finished, "--json").stdout)["quality"]["networks"] > 0
+    found = nas("search", finished, "--samples", budget.samples, "--points", 4, "--force")
+    assert found.returncode == 0, found.stderr
+    assert "accuracy (predicted)" in found.stdout
+    tuned = nas("finetune", finished, "--pick", "fastest", "--epochs", "0.2")
+    assert tuned.returncode == 0, tuned.stderr
+    assert "same top-1" in nas("export", finished).stdout
+    verified = nas("verify", finished)
+    assert verified.returncode == 0, verified.stderr
+    fastest = nas("search", finished, "--samples", budget.samples, "--points", 4, "--force", "--json")
+    assert f"{json.loads(fastest.stdout)[0]['id']}*" in verified.stdout  # fine-tuned
+    assert "ofa-mobilenet-v3" in nas("spaces", "ofa-mobilenet-v3").stdout
+
+
+def test_the_demo_tells_what_it_found(demo: DemoResult) -> None:
+    text = "\n".join(demo.lines())
+    for words in ("best verified", "trained alone", "median error", "files proven", "report.html"):
+        assert words in text
+    assert json.loads(json.dumps(demo.to_dict()))["passed"] is True
 
 
 def test_a_broken_limit_is_exit_code_1(finished: Path) -> None:
