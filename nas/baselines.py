@@ -49,7 +49,9 @@ def train_largest_alone(run: Run, *, epochs: float, progress: Progress, stop: Ca
     alone = Supernet(run.space.restrict({gene.name: [gene.options[-1]] for gene in run.space.genes}), seed=run.settings["seed"])
     recipe = load_recipe("single", epochs=epochs)
     checkpoint = folder / f"{name}.safetensors"
-    trained = train(alone, data, recipe, checkpoint=checkpoint, seed=run.settings["seed"], progress=progress, stop=stop)
+    trained = train(
+        alone, data, recipe, checkpoint=checkpoint, seed=run.settings["seed"], progress=progress, stop=stop, label="alone"
+    )
     resolution = int(largest.to_dict().get("resolution", data.size))
     network = calibrated(alone, largest, data, seed=run.settings["seed"])
     model = onnx_model(network, data.test.batch([0, 1], resolution), {"space": run.space.key})

@@ -39,7 +39,16 @@ def finetune_network(
     alone = _only(run, arch)
     alone.network.load_state_dict(run.supernet().extract(arch).state_dict())
     checkpoint = path.with_suffix(".checkpoint.safetensors")
-    train(alone, data, load_recipe(recipe, epochs=epochs), checkpoint=checkpoint, seed=seed, stop=stop, progress=progress)
+    train(
+        alone,
+        data,
+        load_recipe(recipe, epochs=epochs),
+        checkpoint=checkpoint,
+        seed=seed,
+        stop=stop,
+        progress=progress,
+        label="fine-tune",
+    )
     meta = {"architecture": arch.to_dict(), "supernet": run.weights_hash()}
     save_tensors(path, alone.state_dict(), "finetuned", FINETUNED_VERSION, meta)
     checkpoint.unlink(missing_ok=True)

@@ -112,6 +112,7 @@ def train(
     save_every_s: float = 120.0,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress = SILENT,
+    label: str = "train",
 ) -> Trained:
     """Train in place, from the checkpoint if there is one.
 
@@ -123,6 +124,7 @@ def train(
         checkpoint: file to resume from and to save to; None keeps nothing.
         save_every_s: seconds between checkpoints (one is written at every end of a phase too).
         stop: asked after every step; True saves and raises `Interrupted`.
+        label: what progress calls this training.
 
     Raises:
         UserError: class counts differ, too little data for one batch, a checkpoint of another run, or divergence.
@@ -137,7 +139,7 @@ def train(
     for phase in run.phases:
         if run.step >= phase.stop:
             continue
-        progress.start(f"train {phase.name}", phase.stop - phase.start)
+        progress.start(f"{label} {phase.name}", phase.stop - phase.start)
         progress.advance(run.step - phase.start)
         try:
             if run.step == phase.start:
