@@ -266,6 +266,7 @@ def finetune(
     run: RunFolder,
     pick: Annotated[str, typer.Option(help="knee, best, fastest, latency=5ms, or an id.")] = "knee",
     epochs: Annotated[float | None, typer.Option(help="Default: the recipe's.")] = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a network of the front on, alone; the next export ships these weights. Run it again to resume."""
@@ -274,7 +275,10 @@ def finetune(
     progress = TerminalProgress(quiet=quiet)
     with _interruptible(progress) as stop:
         path = nas.finetune(run, pick=pick, epochs=epochs, stop=stop, progress=progress)
-    typer.echo(f"{path}\nNext: nas export {run} --pick {path.stem}")
+    if as_json:
+        print_json({"weights": str(path), "network": path.stem})
+    else:
+        typer.echo(f"{path}\nNext: nas export {run} --pick {path.stem}")
 
 
 @app.command()
