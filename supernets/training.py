@@ -161,7 +161,6 @@ def train(
         progress.say(_phase_line(run.log[-1]))
         if run.step < run.steps and stop():
             raise Interrupted(run.step, checkpoint)
-    supernet.requires_grad_()
     return Trained(run.steps, run.steps * recipe.batch, time.monotonic() - begun, run.log)
 
 
