@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from search_spaces.artifacts import made_by
 from search_spaces.errors import UserError
-from search_spaces.layers import Conv, GlobalPool, Layer, Linear, MBConv, Op
+from search_spaces.layers import Bottleneck, Conv, GlobalPool, Layer, Linear, MaxPool, MBConv, Op
 
 __all__ = ["INPUT", "OUTPUT", "build_onnx", "empty_onnx", "random_weights"]
 
@@ -86,16 +86,14 @@ def empty_onnx(*, opset: int = 17, ir_version: int = 8) -> onnx.ModelProto:
 def random_weights(layers: Sequence[Layer], *, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Random float32 weights of a network, scaled so that activations stay of order 1 at any depth.
 
-    The names, per layer ``blocks.{i}.``: a convolution ``conv.weight`` (and ``conv.bias``) and
-    ``norm.{weight,bias,running_mean,running_var}``; an inverted residual the same under ``expand.``, ``depthwise.`` and
-    ``project.``, with ``se.reduce.{weight,bias}`` and ``se.expand.{weight,bias}``; a classifier ``linear.{weight,bias}``.
+    The names are those of each layer's own tensors with the prefix ``blocks.{i}.``.
     """
     rng = np.random.default_rng(seed)
     weights: dict[str, NDArray[np.float32]] = {}
     for index, layer in enumerate(layers):
-        for part in _parts(layer):
-            for name, shape in part.shapes().items():
-                weights[f"blocks.{index}.{name}"] = _draw(name, shape, rng)
+        _writer(layer)  # refuses unknown kinds
+        for name, shape in layer.tensors().items():
+            weights[f"blocks.{index}.{name}"] = _draw(name, shape, rng)
     return weights
 
 
@@ -107,52 +105,6 @@ def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArra
     if name.endswith("norm.weight"):
         return np.float32(0.8) + spread
     return 1 + np.abs(spread) if name.endswith("running_var") else spread
-
-
-# ---- weights of a layer -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One weighted operator of a layer and the names of its arrays."""
-
-    op: Op
-    weight: str  # "expand.conv", "se.reduce", "linear", ...
-    norm: str = ""  # "expand.norm"; empty without batch normalisation
-    flat: bool = False  # a matrix, not a convolution
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        op = self.op
-        kernel: tuple[int, ...] = (op.out_channels, op.in_channels // op.groups)
-        names: dict[str, tuple[int, ...]] = {f"{self.weight}.weight": kernel if self.flat else (*kernel, op.kernel, op.kernel)}
-        if op.bias:
-            names[f"{self.weight}.bias"] = (op.out_channels,)
-        if self.norm:
-            names |= {f"{self.norm}.{n}": (op.out_channels,) for n in ("weight", "bias", "running_mean", "running_var")}
-        return names
-
-
-def _conv_parts(layer: Layer) -> list[_Part]:
-    conv = cast(Conv, layer)
-    return [_Part(next(conv.ops()), "conv", "norm" if conv.norm else "")]
-
-
-def _mbconv_parts(layer: Layer) -> list[_Part]:
-    block = cast(MBConv, layer)
-    names = ["expand"] * block.expands + ["depthwise"] + ["se.reduce", "se.expand"] * bool(block.se_channels) + ["project"]
-    ops = [op for op in block.ops() if op.kind == "conv"]
-    return [
-        _Part(op, f"{name}.conv", f"{name}.norm") if op.norm else _Part(op, name) for name, op in zip(names, ops, strict=True)
-    ]
-
-
-def _linear_parts(layer: Layer) -> list[_Part]:
-    return [_Part(next(cast(Linear, layer).ops()), "linear", flat=True)]
-
-
-def _parts(layer: Layer) -> list[_Part]:
-    _writer(layer)  # refuses unknown kinds
-    return PARTS[type(layer)](layer)
 
 
 # ---- nodes --------------------------------------------------------------------------------------------------
@@ -186,35 +138,39 @@ class _Graph:
             raise ValueError(f"weight '{self.prefix}{name}' is {got}; it should have the shape {shape}")
         return np.asarray(found, dtype=np.float64)
 
-    def folded(self, part: _Part) -> list[str]:
+    def folded(self, op: Op) -> list[str]:
         """The constants of an operator, kernel and bias, with batch normalisation folded in double precision."""
-        shapes = part.shapes()
-        kernel = self.array(f"{part.weight}.weight", shapes[f"{part.weight}.weight"])
-        channels = (part.op.out_channels,)
-        bias = self.array(f"{part.weight}.bias", channels) if part.op.bias else None
-        if part.norm:
-            gamma, beta, mean, var = (
-                self.array(f"{part.norm}.{n}", channels) for n in ("weight", "bias", "running_mean", "running_var")
-            )
+        arrays = {name: self.array(name, shape) for name, shape in op.tensors().items()}
+        kernel, bias = arrays[f"{op.name}.weight"], arrays.get(f"{op.name}.bias")
+        if op.norm:
+            names = ("weight", "bias", "running_mean", "running_var")
+            gamma, beta, mean, var = (arrays[f"{op.norm_name}.{n}"] for n in names)
             scale = gamma / np.sqrt(var + self.eps)
             kernel = kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1))
             bias = beta - mean * scale if bias is None else beta + (bias - mean) * scale
-        names = [self.constant(f"{part.weight}.weight", kernel)]
-        return names if bias is None else [*names, self.constant(f"{part.weight}.bias", bias)]
+        names_written = [self.constant(f"{op.name}.weight", kernel)]
+        return names_written if bias is None else [*names_written, self.constant(f"{op.name}.bias", bias)]
 
-    def conv(self, value: str, part: _Part, *, stride: int = 1, act: str = "none") -> str:
-        side, pad = part.op.kernel, part.op.kernel // 2
+    def conv(self, value: str, op: Op, *, stride: int = 1, act: str = "none") -> str:
+        side, pad = op.kernel, op.kernel // 2
         value = self.add(
             "Conv",
-            [value, *self.folded(part)],
-            f"{part.weight}/Conv",
+            [value, *self.folded(op)],
+            f"{op.name}/Conv",
             kernel_shape=[side, side],
             strides=[stride, stride],
             pads=[pad] * 4,
             dilations=[1, 1],
-            group=part.op.groups,
+            group=op.groups,
         )
-        return self.activation(value, act, part.weight)
+        return self.activation(value, act, op.name)
+
+    def shortcut(self, value: str, layer: MBConv | Bottleneck, ops: Iterator[Op]) -> str:
+        """The input of a block in the shape of its output."""
+        if layer.stride > 1:
+            side = [layer.stride] * 2
+            value = self.add("AveragePool", [value], "shortcut/AveragePool", kernel_shape=side, strides=side, ceil_mode=1)
+        return self.conv(value, next(ops)) if layer.projects else value
 
     def activation(self, value: str, act: str, name: str) -> str:
         if act not in ACTIVATIONS:
@@ -223,61 +179,85 @@ class _Graph:
                 allowed=f"Known: {', '.join(ACTIVATIONS)}",
                 next_step="Give the layers of the space one of these",
             )
-        found = ACTIVATIONS[act]
-        if found is None:
-            return value
-        op, limits = found
-        inputs = [self.constant(f"{name}/{op}/{i}", np.array(limit)) for i, limit in enumerate(limits)]
-        return self.add(op, [value, *inputs], f"{name}/{op}")
+        return ACTIVATIONS[act](self, value, name)
 
 
-# Activation -> operator and its constant inputs.
-ACTIVATIONS: dict[str, tuple[str, tuple[float, ...]] | None] = {
-    "none": None,
-    "relu": ("Relu", ()),
-    "relu6": ("Clip", (0.0, 6.0)),
-    "hswish": ("HardSwish", ()),
+def _operator(op: str, *limits: float) -> Callable[[_Graph, str, str], str]:
+    """An activation that is one operator, with its constant inputs."""
+
+    def write(graph: _Graph, value: str, name: str) -> str:
+        inputs = [graph.constant(f"{name}/{op}/{i}", np.array(limit)) for i, limit in enumerate(limits)]
+        return graph.add(op, [value, *inputs], f"{name}/{op}")
+
+    return write
+
+
+def _swish(graph: _Graph, value: str, name: str) -> str:
+    return graph.add("Mul", [value, graph.add("Sigmoid", [value], f"{name}/Sigmoid")], f"{name}/Mul")
+
+
+ACTIVATIONS: dict[str, Callable[[_Graph, str, str], str]] = {
+    "none": lambda _graph, value, _name: value,
+    "relu": _operator("Relu"),
+    "relu6": _operator("Clip", 0.0, 6.0),
+    "hswish": _operator("HardSwish"),
+    "swish": _swish,
 }
+
+
+def _weighted(layer: Layer) -> Iterator[Op]:
+    return (op for op in layer.ops() if op.weighted)
 
 
 def _write_conv(graph: _Graph, layer: Layer, value: str) -> str:
     conv = cast(Conv, layer)
-    return graph.conv(value, _conv_parts(conv)[0], stride=conv.stride, act=conv.act)
+    result = graph.conv(value, next(_weighted(conv)), stride=conv.stride, act=conv.act)
+    return graph.add("Add", [result, value], "Add") if conv.shortcut else result
 
 
 def _write_mbconv(graph: _Graph, layer: Layer, value: str) -> str:
     block = cast(MBConv, layer)
-    parts: Iterator[_Part] = iter(_mbconv_parts(block))
-    source = value
+    ops, source = _weighted(block), value
     if block.expands:
-        value = graph.conv(value, next(parts), act=block.act)
-    value = graph.conv(value, next(parts), stride=block.stride, act=block.act)
+        value = graph.conv(value, next(ops), act=block.act)
+    value = graph.conv(value, next(ops), stride=block.stride, act=block.act)
     if block.se_channels:
         gate = graph.add("GlobalAveragePool", [value], "se/GlobalAveragePool")
-        gate = graph.conv(gate, next(parts), act="relu")
-        gate = graph.conv(gate, next(parts))
+        gate = graph.conv(gate, next(ops), act="relu")
+        gate = graph.conv(gate, next(ops))
         gate = graph.add("HardSigmoid", [gate], "se/HardSigmoid", alpha=1 / 6, beta=0.5)
         value = graph.add("Mul", [value, gate], "se/Mul")
-    value = graph.conv(value, next(parts))
-    return graph.add("Add", [value, source], "Add") if block.shortcut else value
+    value = graph.conv(value, next(ops))
+    return graph.add("Add", [value, graph.shortcut(source, block, ops)], "Add") if block.shortcut else value
+
+
+def _write_bottleneck(graph: _Graph, layer: Layer, value: str) -> str:
+    block = cast(Bottleneck, layer)
+    ops, source = _weighted(block), value
+    value = graph.conv(value, next(ops), act=block.act)
+    value = graph.conv(value, next(ops), stride=block.stride, act=block.act)
+    value = graph.conv(value, next(ops))
+    return graph.activation(graph.add("Add", [value, graph.shortcut(source, block, ops)], "Add"), block.act, "out")
+
+
+def _write_max_pool(graph: _Graph, layer: Layer, value: str) -> str:
+    pool = cast(MaxPool, layer)
+    side, stride = [pool.kernel] * 2, [pool.stride] * 2
+    return graph.add("MaxPool", [value], "MaxPool", kernel_shape=side, strides=stride, pads=[pool.kernel // 2] * 4)
 
 
 def _write_linear(graph: _Graph, layer: Layer, value: str) -> str:
     value = graph.add("Flatten", [value], "Flatten", axis=1)
-    return graph.add("Gemm", [value, *graph.folded(_linear_parts(layer)[0])], "linear/Gemm", transB=1)
+    return graph.add("Gemm", [value, *graph.folded(next(_weighted(layer)))], "linear/Gemm", transB=1)
 
 
 WRITERS: dict[type, Callable[[_Graph, Layer, str], str]] = {
     Conv: _write_conv,
     MBConv: _write_mbconv,
-    GlobalPool: lambda graph, layer, value: graph.add("GlobalAveragePool", [value], "GlobalAveragePool"),
+    Bottleneck: _write_bottleneck,
+    MaxPool: _write_max_pool,
+    GlobalPool: lambda graph, _layer, value: graph.add("GlobalAveragePool", [value], "GlobalAveragePool"),
     Linear: _write_linear,
-}
-PARTS: dict[type, Callable[[Layer], list[_Part]]] = {
-    Conv: _conv_parts,
-    MBConv: _mbconv_parts,
-    GlobalPool: lambda layer: [],
-    Linear: _linear_parts,
 }
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,10 @@ from search_spaces.progress import SILENT, Progress
 from search_spaces.rows import Rows
 from search_spaces.space import SearchSpace
 
-__all__ = ["profile"]
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Writer", "profile"]
 
 T = TypeVar("T")
 
@@ -33,11 +36,35 @@ POOL = 2000  # candidates from which whole networks are chosen
 BUSY = 1.05  # wall by CPU time from which the machine counts as busy
 
 
+class Writer(Protocol):
+    """Makes the ONNX models that are timed, with random weights, for ``batch`` images."""
+
+    def layers(self, layers: Sequence[Layer], *, metadata: Mapping[str, str], batch: int) -> onnx.ModelProto | None:
+        """A chain of layers that fit one another; None for a layer that is nothing to run."""
+
+    def network(self, arch: Architecture, *, metadata: Mapping[str, str], batch: int) -> onnx.ModelProto:
+        """A whole network."""
+
+
+@dataclass(frozen=True)
+class _LayerWriter:
+    """Layers that have an ONNX form here; a network is the chain of its layers."""
+
+    space: SearchSpace
+
+    def layers(self, layers: Sequence[Layer], *, metadata: Mapping[str, str], batch: int) -> onnx.ModelProto | None:
+        return build_onnx(layers, metadata=metadata)  # open for any batch
+
+    def network(self, arch: Architecture, *, metadata: Mapping[str, str], batch: int) -> onnx.ModelProto:
+        return build_onnx(self.space.lower(arch), metadata=metadata)
+
+
 def profile(
     space: SearchSpace,
     device: Device,
     *,
     out: Path | None = None,
+    writer: Writer | None = None,
     seed: int = 0,
     networks: int = 20,
     held_out: int = 16,
@@ -55,6 +82,7 @@ def profile(
 
     Args:
         out: the table's file; None keeps the table in memory only.
+        writer: makes the models of layers that have no ONNX form here (blocks of a user's own network).
         seed: of the order of measurements and the choice of whole networks.
         networks: whole networks that the correction is fitted on.
         held_out: further whole networks that it is judged on.
@@ -67,7 +95,8 @@ def profile(
         UserError: the file is a table of another device, of other conditions or of another space; or the device
             cannot run a layer (the others are kept).
     """
-    job = _Job(space, device, out, np.random.default_rng(seed), rounds, warmup, sample_ms, progress, clock)
+    made_by = writer or _LayerWriter(space)
+    job = _Job(space, device, out, made_by, np.random.default_rng(seed), rounds, warmup, sample_ms, progress, clock)
     found = None if force or out is None or not out.exists() else _existing(out, space, device)
     missing = [layer for layer in space.layers() if found is None or layer.key not in found.entries]
     if found is not None and found.correction is not None and found.covers(space) and not missing:
@@ -100,6 +129,7 @@ class _Job:
     space: SearchSpace
     device: Device
     out: Path | None
+    writer: Writer
     rng: np.random.Generator
     rounds: int
     warmup: int
@@ -163,7 +193,7 @@ class _Job:
         try:
             for found in passes:
                 for chunk in _chunks(self.rng.permutation(len(archs)).tolist(), CHUNK_NETWORKS):
-                    timed = self.time([self.loader(self.space.lower(archs[i])) for i in chunk])
+                    timed = self.time([self.whole(archs[i]) for i in chunk])
                     for index, timing in zip(chunk, timed, strict=True):
                         if isinstance(timing, Failure):
                             raise self.refused(f"network {archs[index].id}", timing, "All layers are kept")
@@ -179,7 +209,17 @@ class _Job:
     def loader(self, layers: Sequence[Layer]) -> Callable[[], Run]:
         """Loads a sequence of layers; the model names them, for whoever looks at it later."""
         metadata = {"layers": "\n".join(layer.key for layer in layers)}
-        return lambda: self.device.load(build_onnx(layers, metadata=metadata)).run
+
+        def load() -> Run:
+            model = self.writer.layers(layers, metadata=metadata, batch=self.device.batch)
+            return self.device.load(model or empty_onnx()).run
+
+        return load
+
+    def whole(self, arch: Architecture) -> Callable[[], Run]:
+        """Loads a whole network."""
+        metadata = {"architecture": arch.id, "layers": "\n".join(layer.key for layer in self.space.lower(arch))}
+        return lambda: self.device.load(self.writer.network(arch, metadata=metadata, batch=self.device.batch)).run
 
     def time(self, loaders: Sequence[Callable[[], Run]]) -> list[Measurement | Failure]:
         return measure(

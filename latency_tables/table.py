@@ -167,7 +167,7 @@ class LatencyTable:
         Args:
             archs: an Architecture, a list of them, or an (N, genes) array of option indices.
         """
-        values = (self._corrected if corrected else self._plain)(self.space.rows(archs))
+        values = self.space.price(self._corrected if corrected else self._plain, archs)
         return float(values[0]) if isinstance(archs, Architecture) else values
 
     def fastest(self, space: SearchSpace | None = None) -> tuple[float, Architecture]:
@@ -268,9 +268,11 @@ def _parse(value: Mapping[str, Any]) -> LatencyTable:
         raise ValueError(f"clock is {conditions['clock']!r}, not one of {', '.join(CLOCKS)}")
     entries = {}
     for key, timings in value["entries"].items():
-        parse_layer(key)  # refuses what is not a layer
         chain = timings.get("chain")
-        entries[key] = Entry(Measurement.from_dict(timings["alone"]), None if chain is None else Measurement.from_dict(chain))
+        layer = parse_layer(key)  # refuses what is not a layer; its key has the fields that an older table lacks
+        entries[layer.key] = Entry(
+            Measurement.from_dict(timings["alone"]), None if chain is None else Measurement.from_dict(chain)
+        )
     networks = [
         NetworkTiming(
             dict(n["choices"]), bool(n["held_out"]), Measurement.from_dict(n["first"]), Measurement.from_dict(n["second"])

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latency_tables import LatencyTable
-    from nas.api import export, predictor, profile, report, score, search, space, spaces, train, verify
+    from nas.api import export, finetune, predictor, profile, report, score, search, space, spaces, train, verify
     from nas.optimizing import OptimizeResult, optimize
     from nas.pareto import ParetoFront
     from nas.runs import Run
-    from search_spaces import Architecture, SearchSpace, UserError
-    from supernets import Supernet, load_data
+    from nas.selection import survivors
+    from search_spaces import Architecture, Choice, SearchSpace, UserError
+    from supernets import Supernet, elastic, fused, load_data, start_from
 
 __all__ = [
     "Architecture",
+    "Choice",
     "LatencyTable",
     "OptimizeResult",
     "ParetoFront",
@@ -27,7 +29,10 @@ __all__ = [
     "SearchSpace",
     "Supernet",
     "UserError",
+    "elastic",
     "export",
+    "finetune",
+    "fused",
     "load_data",
     "optimize",
     "predictor",
@@ -37,12 +42,15 @@ __all__ = [
     "search",
     "space",
     "spaces",
+    "start_from",
+    "survivors",
     "train",
     "verify",
 ]
 
 _HOMES = {
     "Architecture": "search_spaces",
+    "Choice": "search_spaces",
     "LatencyTable": "latency_tables",
     "OptimizeResult": "nas.optimizing",
     "ParetoFront": "nas.pareto",
@@ -50,8 +58,12 @@ _HOMES = {
     "SearchSpace": "search_spaces",
     "Supernet": "supernets",
     "UserError": "search_spaces",
+    "elastic": "supernets",
+    "fused": "supernets",
     "load_data": "supernets",
     "optimize": "nas.optimizing",
+    "start_from": "supernets",
+    "survivors": "nas.selection",
 }
 
 

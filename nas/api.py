@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import search_spaces
+from nas.own_models import remember
 from nas.runs import SUPERNET_VERSION, Run
-from search_spaces import SearchSpace
-from search_spaces.artifacts import write_json
+from search_spaces import ElasticSpace, SearchSpace
+from search_spaces.artifacts import file_hash, write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from predictors import ArchitecturePredictor
     from supernets import ImageData, Recipe, Supernet
 
-__all__ = ["export", "predictor", "profile", "report", "score", "search", "space", "spaces", "train", "verify"]
+__all__ = ["export", "finetune", "predictor", "profile", "report", "score", "search", "space", "spaces", "train", "verify"]
 
 LOG_VERSION = 1
 DEFAULT_DEVICE = "onnxruntime-cpu"
@@ -48,6 +49,7 @@ def train(
     out: str | Path,
     recipe: str | Recipe = "progressive",
     epochs: float | None = None,
+    weights: str | Path | None = None,
     seed: int = 0,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress = SILENT,
@@ -59,6 +61,7 @@ def train(
         out: the run folder.
         recipe: a name, a TOML file, or a `Recipe`.
         epochs: of all phases together; default: the recipe's.
+        weights: a checkpoint of the largest network to start from, see `nas.start_from`; becomes part of the run.
         seed: of everything random in training.
         stop: asked after every step; True saves a checkpoint and raises `supernets.Interrupted`.
 
@@ -66,10 +69,11 @@ def train(
         UserError: bad input, or ``out`` holds something else; nothing is overwritten.
     """
     from nas.recipes import load_recipe
-    from supernets import load_data, save_tensors
+    from supernets import load_data, save_tensors, start_from
     from supernets import train as run_training
 
     images = load_data(data, seed=seed) if isinstance(data, str) else data
+    supernet.bind(images.input_shape)
     resolved = load_recipe(recipe, epochs=epochs) if isinstance(recipe, str) else recipe
     settings = {
         "space": supernet.space.to_dict(),
@@ -77,7 +81,12 @@ def train(
         "recipe": resolved.to_dict(),
         "seed": seed,
     }
-    run = Run.create(out, settings)
+    if weights is not None:
+        progress.say(f"start from {start_from(supernet, weights)}")
+        settings["weights"] = {"file": Path(weights).name, "sha256": file_hash(Path(weights))}
+    run = Run.create(out, settings, space=supernet.space)
+    if isinstance(supernet.space, ElasticSpace):
+        remember(run.path, supernet.space)
     if run.weights.exists():
         progress.say(f"{run.path} is trained already")
         supernet.load_state_dict(run.supernet().state_dict())
@@ -113,7 +122,13 @@ def profile(
     from latency_tables import profile as run_profile
 
     opened = open_device(device, **options)
-    return run_profile(space, opened, out=_table_path(out, opened.name), seed=seed, force=force, progress=progress)
+    writer = None
+    if isinstance(space, ElasticSpace):
+        from supernets import ElasticWriter
+
+        writer = ElasticWriter(space)
+    path = _table_path(out, opened.name)
+    return run_profile(space, opened, out=path, writer=writer, seed=seed, force=force, progress=progress)
 
 
 def _table_path(out: str | Path | None, device: str) -> Path | None:
@@ -222,6 +237,31 @@ def export(run: str | Path | Run, *, pick: str | None = None, force: bool = Fals
     front = ParetoFront.load(opened.file("front.json"))
     points = list(front) if pick is None else [front.pick(pick)]
     return export_points(opened, points, force=force, progress=progress)
+
+
+def finetune(
+    run: str | Path | Run,
+    *,
+    pick: str = "knee",
+    epochs: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress = SILENT,
+) -> Path:
+    """Train a network of the front on, alone; the next export ships these weights. Resumable, and done once.
+
+    Args:
+        pick: as for `export`.
+        epochs: default: those of the recipe ``finetune``.
+
+    Raises:
+        UserError: nothing on the front fits ``pick``.
+    """
+    from nas.finetuning import finetune_network
+    from nas.pareto import ParetoFront
+
+    opened = _opened(run)
+    arch = ParetoFront.load(opened.file("front.json")).pick(pick).arch
+    return finetune_network(opened, arch, epochs=epochs, stop=stop, progress=progress)
 
 
 def verify(run: str | Path | Run, *, device: str = DEFAULT_DEVICE, seed: int = 0, progress: Progress = SILENT) -> Verification:

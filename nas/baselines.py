@@ -49,12 +49,15 @@ def train_largest_alone(run: Run, *, epochs: float, progress: Progress, stop: Ca
     alone = Supernet(run.space.restrict({gene.name: [gene.options[-1]] for gene in run.space.genes}), seed=run.settings["seed"])
     recipe = load_recipe("single", epochs=epochs)
     checkpoint = folder / f"{name}.safetensors"
-    trained = train(alone, data, recipe, checkpoint=checkpoint, seed=run.settings["seed"], progress=progress, stop=stop)
-    model = onnx_model(calibrated(alone, largest, data, seed=run.settings["seed"]), {"space": run.space.key})
+    trained = train(
+        alone, data, recipe, checkpoint=checkpoint, seed=run.settings["seed"], progress=progress, stop=stop, label="alone"
+    )
+    resolution = int(largest.to_dict().get("resolution", data.size))
+    network = calibrated(alone, largest, data, seed=run.settings["seed"])
+    model = onnx_model(network, data.test.batch([0, 1], resolution), {"space": run.space.key})
     path = folder / f"{name}.onnx"
     with atomic_path(path) as temporary:
         onnx.save_model(model, temporary)
-    resolution = int(largest.to_dict().get("resolution", data.size))
     baseline = Baseline(name, str(Path("baselines") / path.name), resolution, trained.images, trained.seconds)
     write_json(record, "baseline", BASELINE_VERSION, asdict(baseline))
     return baseline

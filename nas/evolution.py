@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from nas.objectives import Limit, Objective
 from nas.pareto import non_dominated
+from nas.selection import survivors
 from search_spaces import SearchSpace
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 from search_spaces.rows import row_keys
 
-__all__ = ["Evolved", "evolve", "nsga2", "skewed_rows", "survivors"]
+__all__ = ["Evolved", "evolve", "nsga2", "skewed_rows"]
 
 Rows = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -70,7 +70,7 @@ def evolve(
         front, front_costs = np.concatenate([front, rows[within]]), np.concatenate([front_costs, costs[within]])
         keep = non_dominated(front_costs)
         front, front_costs = front[keep], front_costs[keep]
-        best = survivors(costs, violation, population)
+        best = survivors(costs, population, violation=violation)
         rows, costs, violation = rows[best], costs[best], violation[best]
         progress.advance()
     return Evolved(front, rows, max(0.0, least))
@@ -86,32 +86,6 @@ def _new(made: Rows, known: Rows) -> Rows:
     """The distinct rows of ``made`` that are not among ``known``."""
     first = np.unique(row_keys(np.concatenate([known, made])), return_index=True)[1]
     return made[np.sort(first[first >= len(known)]) - len(known)]
-
-
-def survivors(costs: Values, violation: Values, n: int) -> NDArray[np.intp]:
-    """The best n rows, best first: by front and crowding within the limits, by violation outside them."""
-    within = np.flatnonzero(violation <= 0)
-    chosen: list[NDArray[np.intp]] = []
-    if len(within):
-        for front in NonDominatedSorting().do(costs[within], n_stop_if_ranked=n):
-            members = within[front]
-            chosen.append(members[np.argsort(-_crowding(costs[members]), kind="stable")])
-    outside = np.flatnonzero(violation > 0)
-    chosen.append(outside[np.argsort(violation[outside], kind="stable")])
-    return np.concatenate(chosen)[:n]
-
-
-def _crowding(costs: Values) -> Values:
-    """How far the neighbours of each row of a front are apart, (N,); infinite at the ends."""
-    distance = np.zeros(len(costs))
-    for column in costs.T:
-        order = np.argsort(column, kind="stable")
-        ordered = column[order]
-        span = ordered[-1] - ordered[0]
-        gaps = np.full(len(costs), np.inf)
-        gaps[1:-1] = (ordered[2:] - ordered[:-2]) / span if span > 0 else 0.0
-        distance[order] += gaps
-    return distance
 
 
 def nsga2(

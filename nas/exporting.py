@@ -12,14 +12,16 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from latency_tables import build_onnx, open_device
+from nas.finetuning import deployed_network, is_finetuned
 from nas.pareto import Point
 from nas.runs import Run
 from search_spaces.artifacts import atomic_path, file_hash, made_by, read_json, write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import ImageData, Network, Split, Supernet, calibrated
+from supernets import Examples, ImageData, Network, export_onnx
 
 __all__ = ["Export", "export_points", "read_export", "test_logits"]
 
@@ -39,6 +41,7 @@ class Export:
         max_relative_difference: largest difference of any logit over the largest logit.
         top1_agreement: share of the images with the same top-1 class.
         proven: checker passed, difference within 1e-4, agreement complete.
+        finetuned: the network was trained on after it was extracted.
     """
 
     id: str
@@ -49,19 +52,18 @@ class Export:
     max_relative_difference: float
     top1_agreement: float
     proven: bool
+    finetuned: bool
 
 
 def export_points(run: Run, points: Sequence[Point], *, force: bool, progress: Progress) -> list[Export]:
-    """Export points of the front that are not exported yet (all of them with ``force``)."""
+    """Export points of the front that are not exported yet (all of them with ``force``), and those fine-tuned since."""
     done: list[Export] = []
-    loaded: tuple[Supernet, ImageData] | None = None
     progress.start("export and prove", len(points))
     try:
         for point in points:
             existing = None if force else _existing(run, point.arch.id)
-            if existing is None:
-                loaded = loaded or (run.supernet(), run.data())
-                existing = _export(run, point, *loaded)
+            if existing is None or existing.finetuned != is_finetuned(run, point.arch):
+                existing = _export(run, point, run.data())
             done.append(existing)
             progress.advance()
     finally:
@@ -94,11 +96,11 @@ def _existing(run: Run, arch_id: str) -> Export | None:
     return read_export(run, arch_id)
 
 
-def _export(run: Run, point: Point, supernet: Supernet, data: ImageData) -> Export:
+def _export(run: Run, point: Point, data: ImageData) -> Export:
     arch = point.arch
-    network = calibrated(supernet, arch, data, seed=run.settings["seed"])
+    network = deployed_network(run, arch, data)
     resolution = int(arch.to_dict().get("resolution", data.size))
-    model = onnx_model(network, _metadata(run, point, data, resolution))
+    model = onnx_model(network, data.test.batch([0, 1], resolution), _metadata(run, point, data, resolution))
     onnx.checker.check_model(model, full_check=True)
     path = run.exports / f"{arch.id}.onnx"
     with atomic_path(path) as temporary:
@@ -113,14 +115,23 @@ def _export(run: Run, point: Point, supernet: Supernet, data: ImageData) -> Expo
         max_relative_difference=difference,
         top1_agreement=agreement,
         proven=difference <= TOLERANCE and agreement == 1.0,
+        finetuned=is_finetuned(run, arch),
     )
     body = asdict(export) | {"architecture": arch.to_dict(), "promised": point.values}
     write_json(run.exports / f"{arch.id}.json", "export", EXPORT_VERSION, body)
     return export
 
 
-def onnx_model(network: Network, metadata: dict[str, str]) -> onnx.ModelProto:
-    """A network as ONNX, batch normalisation folded, dynamic batch; the same writer makes the layers that are profiled."""
+def onnx_model(network: nn.Module, example: Tensor, metadata: dict[str, str]) -> onnx.ModelProto:
+    """A network as ONNX, batch normalisation folded, dynamic batch; the same writer makes the layers that are profiled.
+
+    Networks of our own layers are written from them, any other one through torch's exporters.
+
+    Args:
+        example: a few inputs (B, ...); only their shape matters.
+    """
+    if not isinstance(network, Network):
+        return export_onnx(network, example, metadata=metadata)
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
     return build_onnx(network.layers, weights=weights, eps=network.traits["norm_eps"], metadata=metadata)
 
@@ -138,14 +149,14 @@ def _metadata(run: Run, point: Point, data: ImageData, resolution: int) -> dict[
     }
 
 
-def test_logits(device_name: str, path: Path, split: Split, resolution: int) -> NDArray[np.float32]:
+def test_logits(device_name: str, path: Path, split: Examples, resolution: int) -> NDArray[np.float32]:
     """Logits of an ONNX file on all images of a split through a device's runtime, (N, classes)."""
     runner = open_device(device_name).load(path.read_bytes())
     parts = np.array_split(np.arange(len(split)), max(1, len(split) // _BATCH))
     return np.concatenate([runner.infer(split.batch(part, resolution).numpy()) for part in parts])
 
 
-def _compare(network: Network, path: Path, split: Split, resolution: int) -> tuple[float, float]:
+def _compare(network: nn.Module, path: Path, split: Examples, resolution: int) -> tuple[float, float]:
     """Largest relative difference of the file, read back from disk, to torch, and the share of equal top-1 classes."""
     theirs = test_logits("onnxruntime-cpu", path, split, resolution)
     parts = np.array_split(np.arange(len(split)), max(1, len(split) // _BATCH))

@@ -141,8 +141,8 @@ def check_feasible(space: SearchSpace, objectives: Mapping[str, Objective], limi
         UserError: names the smallest reachable value and the network that has it.
     """
     for limit in limits:
-        cost = objectives[limit.objective].cost
-        if cost is None:
+        cost = objectives[limit.objective].cost if limit.objective in objectives else None
+        if cost is None:  # a prediction has no exact extremes
             continue
         least, row = cost.minimum(len(space.genes))
         if least > limit.bound:

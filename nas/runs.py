@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import search_spaces
-from search_spaces import SearchSpace
+from search_spaces import ElasticSpace, SearchSpace
 from search_spaces.artifacts import read_json, value_hash, write_json
 from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from supernets import ImageData, Supernet
 
 __all__ = ["Run"]
 
 RUN_VERSION = 1
 SUPERNET_VERSION = 1
+_SETTINGS = ("space", "data", "recipe", "seed")
 _TRAIN = "nas train-supernet --out RUN"
 
 
@@ -27,32 +31,52 @@ class Run:
 
     Attributes:
         path: the folder.
-        settings: what the run was made with (space, data, recipe, seed), as in ``run.json``.
+        settings: what the run was made with (space, data, recipe, seed, weights if any), as in ``run.json``.
+        own: the space of networks of the user's own, where it is at hand.
     """
 
     path: Path
     settings: dict[str, Any]
+    own: ElasticSpace | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
+    def open(cls, path: str | Path, *, space: ElasticSpace | None = None) -> Run:
         """Open a folder that `create` made.
 
+        Args:
+            space: of a run with networks of your own, where the run cannot or should not find them itself; see
+                `nas.own_models`.
+
         Raises:
-            UserError: there is no run, or its description is damaged.
+            UserError: there is no run, its description is damaged, or the space is another one.
         """
         folder = Path(path)
         value = read_json(folder / "run.json", "run", RUN_VERSION, make=_TRAIN.replace("RUN", str(folder)))
-        settings: dict[str, Any] = {key: value[key] for key in ("space", "data", "recipe", "seed") if key in value}
-        if len(settings) != 4:
+        settings: dict[str, Any] = {key: value[key] for key in (*_SETTINGS, "weights") if key in value}
+        if any(key not in settings for key in _SETTINGS):
             raise UserError(
                 f"{folder / 'run.json'} is incomplete",
                 allowed="It names space, data, recipe and seed",
                 next_step=f"Make a new run with: {_TRAIN}",
             )
-        return cls(folder, settings)
+        return cls(folder, settings)._with(space)
+
+    def _with(self, space: SearchSpace | None) -> Run:
+        """The run with its own networks at hand."""
+        if not isinstance(space, ElasticSpace):
+            return self
+        known = self.settings["space"].get("parameters", {})
+        shaped = space.made_with(input_shape=known.get("input_shape"), outputs=known.get("outputs"))
+        if value_hash(shaped.to_dict()) != value_hash(self.settings["space"]):
+            raise UserError(
+                f"{self.path} holds a run of another space: {_brief(self.settings['space'])}, not {_brief(shaped.to_dict())}",
+                allowed="The space that the run was made with",
+                next_step="Give the same constructor, choices, fixed arguments and rules",
+            )
+        return replace(self, own=shaped)
 
     @classmethod
-    def create(cls, path: str | Path, settings: dict[str, Any]) -> Run:
+    def create(cls, path: str | Path, settings: dict[str, Any], *, space: SearchSpace | None = None) -> Run:
         """Make the folder, or open it if it holds the same run already.
 
         Raises:
@@ -61,14 +85,15 @@ class Run:
         folder = Path(path)
         if (folder / "run.json").exists():
             run = cls.open(folder)
-            for part, value in settings.items():
-                if value_hash(run.settings[part]) != value_hash(value):
+            for part in dict.fromkeys([*settings, *run.settings]):
+                known, value = run.settings.get(part), settings.get(part)
+                if value_hash(known) != value_hash(value):
                     raise UserError(
-                        f"{folder} holds another run: its {part} is {_brief(run.settings[part])}, not {_brief(value)}",
+                        f"{folder} holds another run: its {part} is {_brief(known)}, not {_brief(value)}",
                         allowed="A run goes on with the settings that it began with",
                         next_step="Choose another folder with --out, or give the run's own settings",
                     )
-            return run
+            return run._with(space)
         if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {"tables"}):
             raise UserError(
                 f"{folder} exists and is not a run",
@@ -76,7 +101,7 @@ class Run:
                 next_step="Choose another one with --out",
             )
         write_json(folder / "run.json", "run", RUN_VERSION, settings)
-        return cls(folder, settings)
+        return cls(folder, settings)._with(space)
 
     # ---- files ----
 
@@ -105,13 +130,24 @@ class Run:
 
     # ---- contents ----
 
-    @property
+    @cached_property
     def space(self) -> SearchSpace:
+        """The run's space; one of the user's own networks loads their file when a network is first built."""
+        if self.own is not None:
+            return self.own
+        if "rules" in self.settings["space"]:
+            from nas.own_models import recorded_space
+
+            return recorded_space(self.path, self.settings["space"])
         return search_spaces.from_dict(self.settings["space"])
 
     def data(self) -> ImageData:
-        """The run's images, checked against the hash that the run was trained with."""
-        from supernets import load_data
+        """The run's data, checked against the hash that the run was trained with; read once."""
+        return self._data
+
+    @cached_property
+    def _data(self) -> ImageData:
+        from supernets import load_data, shown_to
 
         wanted = self.settings["data"]
         data = load_data(wanted["source"], seed=wanted["seed"])
@@ -121,27 +157,39 @@ class Run:
                 allowed=f"The images with hash {wanted['hash']}; found {data.hash}",
                 next_step="Restore the images, or train anew in another folder",
             )
-        return data.shown_as(int(self.space.parameters["channels"]))
+        return shown_to(data, self.space)
 
     def supernet(self) -> Supernet:
-        """The trained supernet."""
-        from supernets import Supernet, load_tensors, load_weights
+        """The trained supernet; read once, and not to be changed."""
+        return self._supernet
 
-        make = f"nas train-supernet --out {self.path}"
-        if not self.weights.exists() and self.checkpoint.exists():
-            raise UserError(
-                f"{self.path} is not trained to the end", allowed="A finished supernet", next_step=f"Resume it with: {make}"
-            )
-        tensors, _ = load_tensors(self.weights, "supernet", SUPERNET_VERSION, make=make)
+    @cached_property
+    def _supernet(self) -> Supernet:
+        from supernets import Supernet, load_weights
+
         supernet = Supernet(self.space)
-        load_weights(supernet, tensors, source=str(self.weights))
+        load_weights(supernet, self._weights[0], source=str(self.weights))
         return supernet.eval()
+
+    @cached_property
+    def _weights(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The trained tensors and the description of their file."""
+        from supernets import load_tensors
+
+        return load_tensors(self.weights, "supernet", SUPERNET_VERSION, make=self._trained())
 
     def weights_hash(self) -> str:
         """Identifies the trained weights; scores of other weights do not belong to this run."""
-        from search_spaces.artifacts import file_hash
+        return str(self._weights[1]["checksum"])[:16]
 
-        return file_hash(self.weights)[:16]
+    def _trained(self) -> str:
+        """The command that trains the run, for messages; refuses one that is not trained to the end."""
+        make = f"nas train-supernet --out {self.path}"
+        if not self.weights.exists():
+            raise UserError(
+                f"{self.path} is not trained to the end", allowed="A finished supernet", next_step=f"Resume it with: {make}"
+            )
+        return make
 
 
 def _brief(value: Any) -> str:

@@ -16,6 +16,7 @@ from nas.runs import Run
 from nas.scoring import choose_subnets, score_subnets
 from predictors import ArchitecturePredictor, build, report_card
 from search_spaces import SearchSpace
+from search_spaces.costs import Cost
 from search_spaces.errors import UserError, unknown_name
 from search_spaces.progress import Progress
 
@@ -74,16 +75,23 @@ def search_run(
         f"predictor   {card['kind']}, {card['networks']} scored subnets: Spearman {_number(card['spearman'])} "
         f"and RMSE {card['rmse']:.2%} on held-out subnets (they vary by {card['spread']:.2%})"
     )
+    if any(bound.objective == "latency" for bound in bounds):
+        progress.say(
+            f"limit       searched {safety_margin(table):.0%} below the latency limit: three times the table's median error"
+        )
     known = objectives_of(space, accuracy=lambda rows: fitted.predict(rows).mean, latency=latency)
     wanted = [known[name] for name in objectives]
+    margin = safety_margin(table)
+    searched = [_within(bound, margin, latency, space) for bound in bounds]
     rows = nsga2(
-        space, wanted, [(known[b.objective], b) for b in bounds], seed=seed, generations=generations, progress=progress
+        space, wanted, [(known[b.objective], b) for b in searched], seed=seed, generations=generations, progress=progress
     )
     front = _front(space, rows, wanted, known, fitted, points)
     provenance = {
         "device": table.device,
         "table": run.table(table.device).name,
         "predictor": card,
+        "latency_margin": margin,
         "seed": seed,
         "generations": generations,
         "candidates": len(rows),
@@ -94,6 +102,23 @@ def search_run(
     result = ParetoFront(space, tuple(front), directions_of(objectives), {b.objective: b.bound for b in bounds}, provenance)
     result.save(run.file("front.json"))
     return result
+
+
+def safety_margin(table: LatencyTable) -> float:
+    """How far below a latency limit the search stays, as a fraction: estimates err, limits are hard.
+
+    Three times the table's median error on networks that it had not seen, about two standard deviations; at most a
+    quarter. 0 for a table without such networks.
+    """
+    return 0.0 if table.quality is None else min(0.25, 3 * table.quality.corrected.median)
+
+
+def _within(limit: Limit, margin: float, latency: Cost, space: SearchSpace) -> Limit:
+    """A latency limit with its margin, but never below what the fastest network needs."""
+    if limit.objective != "latency":
+        return limit
+    fastest, _ = latency.minimum(len(space.genes))
+    return Limit("latency", min(limit.bound, max(limit.bound / (1 + margin), fastest * (1 + 1e-9))))
 
 
 def _check_objectives(objectives: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from nas.runs import Run
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import Split
+from supernets import Examples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +40,7 @@ class Verified:
         accuracy: on the test images; ``accuracy_low`` and ``accuracy_high`` bound its 95 % interval.
         latency_ms: median; ``latency_p10_ms`` and ``latency_p90_ms`` over the samples.
         broken: limits that the verified values break, as text.
+        finetuned: trained on after the promise was made.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Verified:
     latency_p10_ms: float
     latency_p90_ms: float
     broken: list[str] = field(default_factory=list)
+    finetuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class _Candidate:
     path: Path
     resolution: int
     promised: dict[str, float]
+    finetuned: bool = False
 
 
 def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Verification:
@@ -146,7 +149,8 @@ def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Ve
     for point in front:
         export = read_export(run, point.arch.id)
         promised = {name: point.values[name] for name in ("accuracy", "latency")}
-        networks.append(_Candidate(point.arch.id, run.exports / export.file, export.resolution, promised))
+        file = run.exports / export.file
+        networks.append(_Candidate(point.arch.id, file, export.resolution, promised, export.finetuned))
     baselines = [_baseline(run, baseline) for baseline in read_baselines(run)]
     everyone = [*networks, *baselines]
     times = _times(device, everyone, seed, progress)
@@ -195,7 +199,7 @@ def _times(device: Device, candidates: Sequence[_Candidate], seed: int, progress
 
 
 def _verified(
-    device: Device, candidate: _Candidate, measured: Measurement, clock: str, test: Split, limits: Sequence[Limit]
+    device: Device, candidate: _Candidate, measured: Measurement, clock: str, test: Examples, limits: Sequence[Limit]
 ) -> Verified:
     logits = test_logits(device.name, candidate.path, test, candidate.resolution)
     right = int((logits.argmax(1) == test.labels.numpy()).sum())
@@ -218,6 +222,7 @@ def _verified(
         latency_p10_ms=measured.p10_ms * scale,
         latency_p90_ms=measured.p90_ms * scale,
         broken=broken,
+        finetuned=candidate.finetuned,
     )
 
 

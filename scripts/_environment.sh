@@ -28,8 +28,8 @@ _make_venv() {
     "$python" -m venv "$root/.venv"
 }
 
-# prepare_environment EXTRAS: make .venv hold the package with these extras ("" or "dev,parquet"). An environment with
-# the extras also serves those who need none, and keeps them.
+# prepare_environment EXTRAS: make .venv hold the package with these extras ("parquet" or "dev,parquet"). An environment
+# that has them among others serves as it is.
 prepare_environment() {
     local extras="$1" venv="$root/.venv" files place="" old_files="" old_extras=""
     files="$(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum)"
@@ -43,7 +43,11 @@ prepare_environment() {
         _make_venv
         old_files=""
     fi
-    [ -n "$extras" ] || extras="$old_extras"
+    local extra missing=""
+    for extra in ${extras//,/ }; do
+        case ",$old_extras," in *",$extra,"*) ;; *) missing="$extra" ;; esac
+    done
+    [ -n "$missing" ] || extras="$old_extras"
     if [ "$files" = "$old_files" ] && [ "$extras" = "$old_extras" ]; then
         return
     fi

@@ -7,16 +7,36 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from search_spaces.architecture import Architecture
+from search_spaces.attentive import attentive_nas
+from search_spaces.elastic import ElasticSpace
 from search_spaces.errors import UserError, unknown_name
 from search_spaces.layers import Layer
-from search_spaces.mobilenet import ofa_mobilenet_v3, small_mobilenet
+from search_spaces.mobilenet import ofa_mobilenet_v3, ofa_proxyless, small_mobilenet
+from search_spaces.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from search_spaces.resnet import ofa_resnet50
 from search_spaces.rows import Choice
-from search_spaces.space import SearchSpace
+from search_spaces.space import SPACE_VERSION, SearchSpace
 
-__all__ = ["FAMILIES", "Architecture", "Choice", "Layer", "SearchSpace", "UserError", "build", "from_dict", "rebuild"]
+__all__ = [
+    "FAMILIES",
+    "Architecture",
+    "Choice",
+    "ElasticSpace",
+    "Layer",
+    "SearchSpace",
+    "UserError",
+    "build",
+    "from_dict",
+    "rebuild",
+]
 
 FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "ofa-mobilenet-v3": ofa_mobilenet_v3,
+    "ofa-proxyless": ofa_proxyless,
+    "ofa-resnet50": ofa_resnet50,
+    "attentive-nas": attentive_nas,
+    "mobilenet-v3-large": mobilenet_v3_large,
+    "mobilenet-v3-small": mobilenet_v3_small,
     "small-mobilenet": small_mobilenet,
 }
 
@@ -46,16 +66,25 @@ def rebuild(space: SearchSpace, **parameters: Any) -> SearchSpace:
 
 
 def from_dict(value: Mapping[str, Any]) -> SearchSpace:
-    """The space that `SearchSpace.to_dict` wrote.
+    """The space that `SearchSpace.to_dict` wrote; without a network behind it if the space is not built in.
 
     Raises:
         UserError: not a space's JSON, or a family or option that this version does not have.
     """
     try:
         name, parameters, genes = value["name"], value["parameters"], value["genes"]
+        if value.get("version", 1) > SPACE_VERSION:
+            raise UserError(
+                f"search space '{name}' has format version {value['version']}",
+                allowed=f"This toolkit reads versions 1 to {SPACE_VERSION}",
+                next_step="Install a newer one: pip install --upgrade hwnas",
+            )
+        if "rules" in value:
+            return ElasticSpace.from_dict(value)
+        structure = {key: Choice.from_dict(choice) for key, choice in value.get("structure", {}).items()}
         if name not in FAMILIES:
-            return SearchSpace(genes, name=name, parameters=parameters)
-        sizes = genes["resolution"]
+            return SearchSpace(structure or genes, name=name, parameters=parameters).restrict(genes)
+        sizes = structure["resolution"].options if structure else genes["resolution"]
         return build(name, **parameters, resolution=sizes).restrict(genes)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(

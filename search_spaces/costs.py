@@ -10,11 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.columns import Columns, to_columns
+
 __all__ = ["Cost", "Factor"]
+
+CHUNK = 16384  # architectures priced at a time: indices and sums stay in the cache
 
 Genes = tuple[int, ...]
 Array = NDArray[np.float64]
@@ -26,6 +31,10 @@ class Factor:
 
     genes: Genes
     table: Array
+
+    @cached_property
+    def flat(self) -> Array:
+        return np.ascontiguousarray(self.table).ravel()
 
     def aligned(self, genes: Genes) -> Array:
         """The table with its axes in the order of ``genes`` (a superset), length 1 where it does not depend."""
@@ -63,19 +72,34 @@ class Cost:
 
     def __call__(self, rows: NDArray[np.integer]) -> Array:
         """Cost of each architecture; ``rows`` is (N, genes) option indices, canonical. Returns (N,) float64."""
-        columns = np.ascontiguousarray(rows.T)  # (genes, N)
-        total = np.zeros(len(rows))
+        most = max((max(f.table.shape, default=1) for f in self.factors), default=1)
+        return self.of_columns(to_columns(rows, np.min_scalar_type(most)))
+
+    def of_columns(self, columns: Columns) -> Array:
+        """The same for (genes, N) option indices, one column of memory per gene."""
+        total = np.zeros(columns.shape[1])
+        for start in range(0, columns.shape[1], CHUNK):
+            self._add(columns[:, start : start + CHUNK], total[start : start + CHUNK])
+        return total
+
+    def _add(self, columns: Columns, total: Array) -> None:
+        """Add (or raise to) the cost of every factor, in place."""
+        wide: dict[tuple[int, type], NDArray[np.signedinteger]] = {}
         for factor in self.factors:
-            index = np.zeros(len(rows), dtype=np.intp)
+            # Arithmetic on narrow indices is twice as fast.
+            dtype: type[np.signedinteger] = np.int16 if factor.table.size < 2**15 else np.intp
+            for gene in factor.genes:
+                if (gene, dtype) not in wide:
+                    wide[gene, dtype] = columns[gene].astype(dtype)
+            index: NDArray[np.signedinteger] = np.zeros(columns.shape[1], dtype=dtype)
             for gene, length in zip(factor.genes, factor.table.shape, strict=True):
                 index *= length
-                index += columns[gene]
-            part = factor.table.ravel().take(index)
+                index += wide[gene, dtype]
+            part = factor.flat.take(index)
             if self.peak:
                 np.maximum(total, part, out=total)
             else:
                 total += part
-        return total
 
     def minimum(self, gene_count: int) -> tuple[float, NDArray[np.int64]]:
         """The smallest cost in the space and a row that has it; exact, without search. (genes,) int64."""

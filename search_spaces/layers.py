@@ -2,9 +2,6 @@
 
 A layer is the hinge of the toolkit: networks are built from layers, latency tables are keyed by them, and
 multiply-accumulates, parameters and activation memory are counted from them.
-
-Counting rules: MACs are those of convolutions and linear layers only; parameters include the affine part of
-batch normalisation and biases.
 """
 
 from __future__ import annotations
@@ -13,130 +10,65 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, cast
 
-__all__ = ["Conv", "GlobalPool", "Layer", "Linear", "MBConv", "Op", "make_divisible", "out_size", "parse_layer"]
+from search_spaces.ops import FLOAT_BYTES, Counted, Layer, Op, key_of, make_divisible, out_size
 
-FLOAT_BYTES = 4
+__all__ = [
+    "Block",
+    "Bottleneck",
+    "Conv",
+    "GlobalPool",
+    "Layer",
+    "Linear",
+    "MBConv",
+    "MaxPool",
+    "Op",
+    "make_divisible",
+    "out_size",
+    "parse_layer",
+]
 
 
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """Round a channel count to a multiple of ``divisor``, never below 90 % of ``value`` (MobileNet's rule)."""
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
+class _Strided(Counted):
+    """Shapes of a layer that maps ``in_channels`` to ``out_channels`` with a stride."""
 
-
-def out_size(size: int, stride: int) -> int:
-    """Side of the output of an odd-kernel, same-padded operator on a side of ``size`` pixels."""
-    return (size - 1) // stride + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Op:
-    """One operator inside a layer, with what is needed to count it."""
-
-    kind: str  # "conv" (linear layers are convolutions of a 1x1 map) or "pool"
     in_channels: int
     out_channels: int
-    in_size: int
-    out_size: int
-    kernel: int = 1
-    groups: int = 1
-    bias: bool = False
-    norm: bool = False
+    stride: int
 
     @property
-    def macs(self) -> int:
-        if self.kind != "conv":
-            return 0
-        return self.out_size**2 * self.out_channels * (self.in_channels // self.groups) * self.kernel**2
+    def out_size(self) -> int:
+        return out_size(self.size, self.stride)
 
     @property
-    def params(self) -> int:
-        if self.kind != "conv":
-            return 0
-        weights = self.out_channels * (self.in_channels // self.groups) * self.kernel**2
-        return weights + self.out_channels * (int(self.bias) + 2 * int(self.norm))
+    def in_shape(self) -> tuple[int, int, int]:
+        return (self.in_channels, self.size, self.size)
 
     @property
-    def weights(self) -> int:
-        """Numbers stored once batch normalisation is folded: the weights and one bias per channel."""
-        if self.kind != "conv":
-            return 0
-        folded = self.out_channels if self.bias or self.norm else 0
-        return self.out_channels * (self.in_channels // self.groups) * self.kernel**2 + folded
-
-
-class Layer(Protocol):
-    """What every concrete layer offers. Shapes are (channels, height, width)."""
+    def out_shape(self) -> tuple[int, int, int]:
+        return (self.out_channels, self.out_size, self.out_size)
 
     @property
-    def key(self) -> str: ...
-    @property
-    def in_shape(self) -> tuple[int, int, int]: ...
-    @property
-    def out_shape(self) -> tuple[int, int, int]: ...
-    @property
-    def macs(self) -> int: ...
-    @property
-    def params(self) -> int: ...
-    @property
-    def weight_bytes(self) -> int: ...
-    @property
-    def activation_bytes(self) -> int: ...
-    def structure(self) -> Layer: ...
+    def projects(self) -> bool:
+        """Whether a shortcut needs a convolution: the numbers of channels differ."""
+        return self.in_channels != self.out_channels
 
-
-class _Counted:
-    """Key and counts, derived from a dataclass's fields and from its operators."""
-
-    kind: ClassVar[str]
-    size: int
-
-    def ops(self) -> Iterator[Op]:
-        raise AssertionError(f"{type(self).__name__} names no operators")
-
-    @property
-    def held(self) -> int:
-        """Elements kept beside the operators' own input and output (a shortcut's)."""
-        return 0
-
-    @cached_property
-    def key(self) -> str:
-        """A readable name that is unique among layers: ``kind(field=value, ...)``; see `parse_layer`."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return f"{self.kind}({','.join(f'{f.name}={getattr(self, f.name)}' for f in fields)})"
-
-    @cached_property
-    def macs(self) -> int:
-        return sum(op.macs for op in self.ops())
-
-    @cached_property
-    def params(self) -> int:
-        return sum(op.params for op in self.ops())
-
-    @cached_property
-    def weight_bytes(self) -> int:
-        """Bytes of the deployed float32 weights (batch normalisation folded)."""
-        return FLOAT_BYTES * sum(op.weights for op in self.ops())
-
-    @cached_property
-    def activation_bytes(self) -> int:
-        """Peak bytes of float32 activations alive at once for one image: an operator's input, its output, a shortcut."""
-        peak = 0
-        for index, op in enumerate(self.ops()):
-            alive = op.in_channels * op.in_size**2 + op.out_channels * op.out_size**2
-            peak = max(peak, alive + (self.held if index else 0))
-        return FLOAT_BYTES * peak
-
-    def structure(self) -> Layer:
-        """The same layer without its input size: what decides the weights' shapes."""
-        return cast(Layer, dataclasses.replace(self, size=1))  # type: ignore[type-var]
+    def shortcut_ops(self, *, norm: bool) -> Iterator[Op]:
+        """A shortcut past the layer: average pooling by the stride, then a 1x1 convolution if channels differ."""
+        held, side = self.out_channels * self.out_size**2, self.out_size
+        if self.stride > 1:
+            yield Op("pool", self.in_channels, self.in_channels, self.size, side, held=held)
+        if self.projects:
+            yield Op("conv", self.in_channels, self.out_channels, side, side, norm=norm, name="shortcut.conv", held=held)
 
 
 @dataclass(frozen=True)
-class Conv(_Counted):
-    """Dense convolution, then batch normalisation (``norm``) or a bias, then an activation."""
+class Conv(_Strided):
+    """Dense convolution, then batch normalisation (``norm``) or a bias, then an activation.
+
+    ``shortcut`` adds the input to the result; its shape must be the output's.
+    """
 
     kind: ClassVar[str] = "conv"
     size: int
@@ -147,27 +79,29 @@ class Conv(_Counted):
     act: str
     norm: bool = True
     bias: bool = False
-
-    @property
-    def in_shape(self) -> tuple[int, int, int]:
-        return (self.in_channels, self.size, self.size)
-
-    @property
-    def out_shape(self) -> tuple[int, int, int]:
-        side = out_size(self.size, self.stride)
-        return (self.out_channels, side, side)
+    shortcut: bool = False
 
     def ops(self) -> Iterator[Op]:
-        side = out_size(self.size, self.stride)
-        yield Op("conv", self.in_channels, self.out_channels, self.size, side, self.kernel, bias=self.bias, norm=self.norm)
+        yield Op(
+            "conv",
+            self.in_channels,
+            self.out_channels,
+            self.size,
+            self.out_size,
+            self.kernel,
+            bias=self.bias,
+            norm=self.norm,
+            name="conv",
+        )
 
 
 @dataclass(frozen=True)
-class MBConv(_Counted):
+class MBConv(_Strided):
     """Inverted residual: 1x1 expand, depthwise ``kernel``, optional squeeze-and-excite, 1x1 project.
 
     The expand convolution is absent when ``mid_channels == in_channels``. ``se_channels`` is the hidden width of
-    squeeze-and-excite (ReLU inside, hard sigmoid gate), 0 where there is none.
+    squeeze-and-excite (ReLU inside, hard sigmoid gate), 0 where there is none. A ``shortcut`` is the input itself, or
+    where shapes differ its average over the stride and a 1x1 convolution without batch normalisation (AttentiveNAS).
     """
 
     kind: ClassVar[str] = "mbconv"
@@ -185,33 +119,97 @@ class MBConv(_Counted):
     def expands(self) -> bool:
         return self.mid_channels != self.in_channels
 
-    @property
-    def held(self) -> int:
-        return self.in_channels * self.size**2 if self.shortcut else 0
+    def ops(self) -> Iterator[Op]:
+        mid, side, se = self.mid_channels, self.out_size, self.se_channels
+        held = self.in_channels * self.size**2 if self.shortcut else 0
+        inner = "mid" if self.expands else "in"
+        if self.expands:
+            yield Op("conv", self.in_channels, mid, self.size, self.size, norm=True, name="expand.conv", writes="mid")
+        yield Op(
+            "conv",
+            mid,
+            mid,
+            self.size,
+            side,
+            self.kernel,
+            groups=mid,
+            norm=True,
+            name="depthwise.conv",
+            reads=inner,
+            writes=inner,
+            held=held if self.expands else 0,
+        )
+        if se:
+            yield Op("pool", mid, mid, side, 1, reads=inner, writes=inner, held=held)
+            yield Op("conv", mid, se, 1, 1, bias=True, name="se.reduce", reads=inner, writes="se", held=held)
+            yield Op("conv", se, mid, 1, 1, bias=True, name="se.expand", reads="se", writes=inner, held=held)
+        yield Op("conv", mid, self.out_channels, side, side, norm=True, name="project.conv", reads=inner, held=held)
+        if self.shortcut:
+            yield from self.shortcut_ops(norm=False)
+
+
+@dataclass(frozen=True)
+class Bottleneck(_Strided):
+    """ResNet-D's residual block: 1x1 reduce, ``kernel`` with the stride, 1x1 expand, shortcut, activation.
+
+    The shortcut is the input itself, or where shapes differ its average over the stride, a 1x1 convolution and batch
+    normalisation.
+    """
+
+    kind: ClassVar[str] = "bottleneck"
+    size: int
+    in_channels: int
+    mid_channels: int
+    out_channels: int
+    kernel: int
+    stride: int
+    act: str
+
+    def ops(self) -> Iterator[Op]:
+        mid, side, held = self.mid_channels, self.out_size, self.in_channels * self.size**2
+        yield Op("conv", self.in_channels, mid, self.size, self.size, norm=True, name="reduce.conv", writes="first")
+        yield Op(
+            "conv",
+            mid,
+            mid,
+            self.size,
+            side,
+            self.kernel,
+            norm=True,
+            name="spatial.conv",
+            reads="first",
+            writes="second",
+            held=held,
+        )
+        yield Op("conv", mid, self.out_channels, side, side, norm=True, name="expand.conv", reads="second", held=held)
+        yield from self.shortcut_ops(norm=True)
+
+
+@dataclass(frozen=True)
+class MaxPool(Counted):
+    """Maximum over ``kernel`` x ``kernel`` pixels, same padding."""
+
+    kind: ClassVar[str] = "maxpool"
+    size: int
+    channels: int
+    kernel: int
+    stride: int
 
     @property
     def in_shape(self) -> tuple[int, int, int]:
-        return (self.in_channels, self.size, self.size)
+        return (self.channels, self.size, self.size)
 
     @property
     def out_shape(self) -> tuple[int, int, int]:
         side = out_size(self.size, self.stride)
-        return (self.out_channels, side, side)
+        return (self.channels, side, side)
 
     def ops(self) -> Iterator[Op]:
-        mid, side = self.mid_channels, out_size(self.size, self.stride)
-        if self.expands:
-            yield Op("conv", self.in_channels, mid, self.size, self.size, norm=True)
-        yield Op("conv", mid, mid, self.size, side, self.kernel, groups=mid, norm=True)
-        if self.se_channels:
-            yield Op("pool", mid, mid, side, 1)
-            yield Op("conv", mid, self.se_channels, 1, 1, bias=True)
-            yield Op("conv", self.se_channels, mid, 1, 1, bias=True)
-        yield Op("conv", mid, self.out_channels, side, side, norm=True)
+        yield Op("pool", self.channels, self.channels, self.size, out_size(self.size, self.stride))
 
 
 @dataclass(frozen=True)
-class GlobalPool(_Counted):
+class GlobalPool(Counted):
     """Global average pooling to a 1x1 map."""
 
     kind: ClassVar[str] = "pool"
@@ -231,7 +229,7 @@ class GlobalPool(_Counted):
 
 
 @dataclass(frozen=True)
-class Linear(_Counted):
+class Linear(Counted):
     """Classifier on a 1x1 map: flatten, (dropout while training), linear with bias."""
 
     kind: ClassVar[str] = "linear"
@@ -248,14 +246,72 @@ class Linear(_Counted):
         return (self.out_channels, 1, 1)
 
     def ops(self) -> Iterator[Op]:
-        yield Op("conv", self.in_channels * self.size**2, self.out_channels, 1, 1, bias=True)
+        yield Op("linear", self.in_channels * self.size**2, self.out_channels, 1, 1, bias=True, name="linear")
 
 
-LAYER_KINDS: dict[str, type[_Counted]] = {kind.kind: kind for kind in (Conv, MBConv, GlobalPool, Linear)}
+@dataclass(frozen=True)
+class Block:
+    """A piece of a network of the user's own: known by its structure, counted when it was traced.
+
+    The module itself is not here; whoever needs it asks the space (`search_spaces.elastic.ElasticSpace`).
+
+    Attributes:
+        name: of the module's class.
+        code: hash of everything that decides what the module computes, apart from the values of its weights.
+        source, target: shape of its first input and of its output for one image, ``"16x32x32"``; empty without.
+        macs: multiply-accumulates of convolutions and matrix products.
+        activation_bytes: most float32 bytes that one operation reads and writes.
+    """
+
+    kind: ClassVar[str] = "block"
+    name: str
+    code: str
+    source: str
+    target: str
+    macs: int
+    params: int
+    activation_bytes: int
+
+    @cached_property
+    def key(self) -> str:
+        """See `parse_layer`."""
+        return key_of(self)
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        return _sizes(self.source)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return _sizes(self.target)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its float32 parameters."""
+        return FLOAT_BYTES * self.params
+
+    def ops(self) -> Iterator[Op]:
+        """None: what it does is in the user's code, and so is which of its channels belong together."""
+        return iter(())
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """None, for the same reason."""
+        return {}
+
+    def structure(self) -> Layer:
+        return self
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("x") if part)
+
+
+_KINDS: tuple[type[Counted] | type[Block], ...] = (Conv, MBConv, Bottleneck, MaxPool, GlobalPool, Linear, Block)
+LAYER_KINDS = {kind.kind: kind for kind in _KINDS}
 
 
 def parse_layer(key: str) -> Layer:
-    """The layer that ``key`` names; the inverse of ``layer.key``.
+    """The layer that ``key`` names; the inverse of ``layer.key``. Fields that an older version did not have may be absent.
 
     Raises:
         ValueError: the text is not the key of a known kind of layer.
@@ -266,7 +322,8 @@ def parse_layer(key: str) -> Layer:
     cls = LAYER_KINDS[kind]
     given = dict(item.split("=", 1) for item in rest[:-1].split(",") if "=" in item)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if given.keys() != fields.keys():
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    if not needed <= given.keys() <= fields.keys():
         raise ValueError(f"'{key}' should have the fields {', '.join(fields)}")
     casts: dict[str, Callable[[str], Any]] = {"int": int, "bool": {"True": True, "False": False}.__getitem__, "str": str}
     try:

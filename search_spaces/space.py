@@ -7,9 +7,10 @@ that search does in bulk works on such arrays without a Python loop over archite
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +23,9 @@ from search_spaces.errors import UserError, unknown_name
 from search_spaces.layers import Layer
 from search_spaces.rows import Choice, Gene, Rows, RowSpace, as_choice, genes_of
 
-__all__ = ["Archs", "Position", "SearchSpace"]
+__all__ = ["SPACE_VERSION", "Archs", "Position", "SearchSpace"]
+
+SPACE_VERSION = 1  # of `SearchSpace.to_dict`
 
 Archs = Architecture | Sequence[Architecture] | Rows
 
@@ -46,10 +49,13 @@ class SearchSpace(RowSpace):
         choices: name -> list of options, or a `Choice`.
         name: the family's name.
         parameters: what the family was built with (JSON values); part of the key, except those in ``unkeyed``.
-        positions: the lowering, in order of execution.
+        positions: the lowering, in order of execution; or a function that finds it when it is first needed.
         shrink: names of the choices in the order in which progressive shrinking opens them.
         unkeyed: parameters that do not change an architecture's identity (classes, input channels).
-        traits: training defaults of the family (``norm_eps``, ``norm_momentum``, ``dropout``).
+        traits: how networks of the family are built and trained: ``norm_eps``, ``norm_momentum``, ``dropout``,
+            ``kernel_maps`` (1: small filters come from large ones through learned maps, 0: they are the centres),
+            ``residual_gamma`` (scale at the end of residual branches at first, default 1).
+        published: networks of the space that have a name elsewhere, by their choices.
     """
 
     def __init__(
@@ -58,20 +64,27 @@ class SearchSpace(RowSpace):
         *,
         name: str = "custom",
         parameters: Mapping[str, Any] | None = None,
-        positions: Sequence[Position] = (),
+        positions: Sequence[Position] | Callable[[], Sequence[Position]] = (),
         shrink: Sequence[str] = (),
         unkeyed: Sequence[str] = (),
         traits: Mapping[str, float] | None = None,
+        published: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.name = name
         self.parameters = dict(parameters or {})
         self.choices = {key: as_choice(key, value) for key, value in choices.items()}
-        self.positions = tuple(positions)
+        self._positions = positions
         self.shrink = tuple(shrink)
         self.unkeyed = tuple(unkeyed)
         self.traits = dict(traits or {})
+        self._published = dict(published or {})
         self.genes = genes_of(self.choices)
         self._column = {gene.name: index for index, gene in enumerate(self.genes)}
+
+    @cached_property
+    def positions(self) -> tuple[Position, ...]:
+        """The places of a network, in order of execution; empty where there is no network behind the space."""
+        return tuple(self._positions() if callable(self._positions) else self._positions)
 
     # ---- identity -------------------------------------------------------------------------------------------
 
@@ -91,39 +104,49 @@ class SearchSpace(RowSpace):
         return hash((self.key, tuple(gene.options for gene in self.genes)))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: name, parameters and the options of every gene; `search_spaces.from_dict` reads it back."""
+        """JSON form: name, parameters, choices and the options of every gene; `search_spaces.from_dict` reads it back.
+
+        The network of a space that is not built in is code, and is not in it.
+        """
         return {
             "name": self.name,
+            "version": SPACE_VERSION,
             "parameters": self.parameters,
             "genes": {gene.name: list(gene.options) for gene in self.genes},
+            "structure": {name: asdict(choice) for name, choice in self.choices.items()},
         }
 
     def restrict(self, positions: Mapping[str, Sequence[Value]] | None = None, **choices: Sequence[Value]) -> SearchSpace:
         """The same space with fewer options: ``space.restrict(kernel=[3, 5])``, ``space.restrict({"depth[0]": [2]})``.
 
+        By choice, every position keeps those of the options that it has; by position, it must have them all.
+
         Raises:
             UserError: an unknown choice, an option that the space does not have, or no option left.
         """
         wanted: dict[str, Sequence[Value]] = {}
+        known = {gene.name: gene.options for gene in self.genes}
         for name, options in choices.items():
             if name not in self.choices:
                 raise unknown_name("choice", name, self.choices, command=f"nas spaces {self.name}")
-            wanted |= {gene.name: options for gene in self.genes if gene.choice == name}
+            for gene in (gene for gene in self.genes if gene.choice == name):
+                wanted[gene.name] = options
+                known[gene.name] = self.choices[name].options  # positions that differ keep those that they have
         for name, options in (positions or {}).items():
             if name not in self._column:
                 raise unknown_name("position", name, self._column, command=f"nas spaces {self.name}")
             wanted[name] = options
+            known[name] = self.genes[self._column[name]].options
         genes = list(self.genes)
         for name, options in wanted.items():
             gene = genes[self._column[name]]
-            foreign = [value for value in options if value not in gene.options]
-            if foreign or not options:
+            kept = tuple(value for value in gene.options if value in options)
+            if not kept or any(value not in known[name] for value in options):
                 raise UserError(
                     f"{name} cannot be restricted to {list(options)}",
                     allowed=f"Its options are {list(gene.options)}",
                     next_step="Choose at least one of them",
                 )
-            kept = tuple(value for value in gene.options if value in options)
             genes[self._column[name]] = replace(gene, options=kept)
         return self._with_genes(tuple(genes))
 
@@ -132,10 +155,11 @@ class SearchSpace(RowSpace):
             self.choices,
             name=self.name,
             parameters=self.parameters,
-            positions=self.positions,
+            positions=lambda: self.positions,
             shrink=self.shrink,
             unkeyed=self.unkeyed,
             traits=self.traits,
+            published=self._published,
         )
         twin.genes = genes
         return twin
@@ -240,16 +264,35 @@ class SearchSpace(RowSpace):
         return Architecture(self.key, tuple(choices))
 
     def rows(self, archs: Archs) -> Rows:
-        """Canonical rows of an architecture, a list of them, or an (N, genes) array."""
-        if isinstance(archs, np.ndarray):
-            if archs.ndim != 2 or archs.shape[1] != len(self.genes):
-                raise UserError(
-                    f"array of shape {archs.shape}",
-                    allowed=f"{self.key} takes (N, {len(self.genes)}) arrays of option indices",
-                    next_step="Make one with space.to_array(archs)",
-                )
-            return self.canonical(archs)
-        return self.to_array(archs)
+        """Canonical rows of an architecture, a list of them, or an (N, genes) array.
+
+        Raises:
+            UserError: an array of another shape or type, or with an index that is not an option's.
+        """
+        return self.canonical(self._checked(archs)) if isinstance(archs, np.ndarray) else self.to_array(archs)
+
+    def _checked(self, archs: Archs) -> Rows:
+        """Rows that are in the space, perhaps not canonical."""
+        if not isinstance(archs, np.ndarray):
+            return self.to_array(archs)
+        if archs.ndim != 2 or archs.shape[1] != len(self.genes) or not np.issubdtype(archs.dtype, np.integer):
+            raise UserError(
+                f"array of shape {archs.shape}, type {archs.dtype}",
+                allowed=f"{self.key} takes (N, {len(self.genes)}) arrays of option indices, integers",
+                next_step="Make one with space.to_array(archs)",
+            )
+        if archs.size and (archs.min() < 0 or (archs.max(axis=0) >= self.lengths).any()):
+            at, gene = np.argwhere((archs < 0) | (archs >= self.lengths))[0]
+            raise UserError(
+                f"row {at} has {archs[at, gene]} for {self.genes[gene].name}",
+                allowed=f"Indices of its options {list(self.genes[gene].options)}, from 0",
+                next_step="Make rows with space.to_array(archs)",
+            )
+        return archs
+
+    def price(self, cost: Cost, archs: Archs) -> NDArray[np.float64]:
+        """A cost of the space (see `cost`) for an architecture, a list of them, or rows: (N,) float64."""
+        return cost.of_columns(self.columns(self._checked(archs)))
 
     # ---- architectures at random, neighbours, ends ----
 
@@ -280,9 +323,18 @@ class SearchSpace(RowSpace):
         """Every gene at its first option."""
         return self.from_array(np.zeros((1, len(self.genes)), dtype=np.int64))[0]
 
+    @property
+    def published(self) -> dict[str, Architecture]:
+        """Networks that have a name elsewhere, as far as this (restricted) space contains them."""
+        found = {}
+        for name, values in self._published.items():
+            with contextlib.suppress(UserError):
+                found[name] = self.architecture(**values)
+        return found
+
     def encode(self, archs: Archs, *, ordinal: bool = False) -> NDArray[np.float32]:
         """Features for predictors of an architecture, a list of them, or rows; see `encode_rows`."""
-        return self.encode_rows(self.rows(archs), ordinal=ordinal)
+        return self.encode_rows(self._checked(archs), ordinal=ordinal)
 
     # ---- lowering -------------------------------------------------------------------------------------------
 
@@ -314,6 +366,11 @@ class SearchSpace(RowSpace):
         """The layer at a position for every combination of the options of its genes, the last gene fastest."""
         options = [self.genes[self._column[name]].options for name in position.genes]
         return (position.layer(*values) for values in itertools.product(*options))
+
+    def structures_at(self, position: Position) -> list[Layer]:
+        """The distinct layers that can stand at a position whatever the size of the image; the largest one is the last."""
+        layers = (layer.structure() for layer in self.layers_at(position) if layer is not None)
+        return list(dict.fromkeys(layers))
 
     def layers(self) -> list[Layer]:
         """Every distinct layer that the space can produce, in order of first appearance."""
@@ -350,6 +407,14 @@ class SearchSpace(RowSpace):
     def _params(self) -> Cost:
         return self.cost(lambda layer: layer.params)
 
+    @cached_property
+    def _weight_bytes(self) -> Cost:
+        return self.cost(lambda layer: layer.weight_bytes)
+
+    @cached_property
+    def _activation_bytes(self) -> Cost:
+        return self.cost(lambda layer: layer.activation_bytes, peak=True)
+
     def macs(self, archs: Archs) -> Any:
         """Multiply-accumulates of convolutions and linear layers for one image: (N,) int64; an int for one Architecture."""
         return self._count(self._macs, archs)
@@ -360,12 +425,12 @@ class SearchSpace(RowSpace):
 
     def weight_bytes(self, archs: Archs) -> Any:
         """Bytes of the deployed float32 weights: (N,) int64; an int for one Architecture."""
-        return self._count(self.cost(lambda layer: layer.weight_bytes), archs)
+        return self._count(self._weight_bytes, archs)
 
     def activation_bytes(self, archs: Archs) -> Any:
         """Peak bytes of float32 activations for one image: (N,) int64; an int for one Architecture."""
-        return self._count(self.cost(lambda layer: layer.activation_bytes, peak=True), archs)
+        return self._count(self._activation_bytes, archs)
 
     def _count(self, cost: Cost, archs: Archs) -> Any:
-        values = np.rint(cost(self.rows(archs))).astype(np.int64)
+        values = np.rint(self.price(cost, archs)).astype(np.int64)
         return int(values[0]) if isinstance(archs, Architecture) else values

@@ -11,15 +11,24 @@ if TYPE_CHECKING:
     from supernets.blocks import Network
     from supernets.calibration import accuracy, recalibrate
     from supernets.checkpoint import load_tensors, save_tensors
-    from supernets.data import ImageData, Split, load_data
+    from supernets.data import Examples, ImageData, Split, load_data, shown_to
+    from supernets.own_models import ElasticSupernet, elastic, elastic_space
+    from supernets.pretrained import Matched, start_from
     from supernets.recipe import Phase, PhaseSettings, Recipe, plan_phases
+    from supernets.sharing import Fused, fused
     from supernets.sorting import sort_channels
     from supernets.supernet import Supernet, load_weights
+    from supernets.torch_onnx import ElasticWriter, export_onnx
     from supernets.training import Interrupted, Trained, calibrated, evaluate, train
 
 __all__ = [
+    "ElasticSupernet",
+    "ElasticWriter",
+    "Examples",
+    "Fused",
     "ImageData",
     "Interrupted",
+    "Matched",
     "Network",
     "Phase",
     "PhaseSettings",
@@ -29,14 +38,20 @@ __all__ = [
     "Trained",
     "accuracy",
     "calibrated",
+    "elastic",
+    "elastic_space",
     "evaluate",
+    "export_onnx",
+    "fused",
     "load_data",
     "load_tensors",
     "load_weights",
     "plan_phases",
     "recalibrate",
     "save_tensors",
+    "shown_to",
     "sort_channels",
+    "start_from",
     "train",
 ]
 
@@ -44,10 +59,14 @@ _MODULES = {
     "blocks": ("Network",),
     "calibration": ("accuracy", "recalibrate"),
     "checkpoint": ("load_tensors", "save_tensors"),
-    "data": ("ImageData", "Split", "load_data"),
+    "data": ("Examples", "ImageData", "Split", "load_data", "shown_to"),
+    "own_models": ("ElasticSupernet", "elastic", "elastic_space"),
+    "pretrained": ("Matched", "start_from"),
     "recipe": ("Phase", "PhaseSettings", "Recipe", "plan_phases"),
+    "sharing": ("Fused", "fused"),
     "sorting": ("sort_channels",),
     "supernet": ("Supernet", "load_weights"),
+    "torch_onnx": ("ElasticWriter", "export_onnx"),
     "training": ("Interrupted", "Trained", "calibrated", "evaluate", "train"),
 }
 _HOMES = {name: f"supernets.{module}" for module, names in _MODULES.items() for name in names}

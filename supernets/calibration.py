@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["accuracy", "recalibrate"]
 
@@ -22,13 +23,13 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
         batches: (B, C, H, W) images, prepared as in training.
     """
     network.eval()
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
     bias = dict.fromkeys(norms, 1.0)  # (n-1)/n: torch averages unbiased variances, the method biased ones
 
     def count(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         n = inputs[0].numel() / inputs[0].shape[1]
-        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(norm, _BatchNorm)
         bias[norm] = (n - 1) / n
 
     hooks = [norm.register_forward_pre_hook(count) for norm in norms]

@@ -1,23 +1,47 @@
-"""Image data sets: three disjoint splits that give normalised batches at any resolution."""
+"""Data sets of images (or arrays of any shape): three disjoint splits that give normalised batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from search_spaces import ElasticSpace, SearchSpace
 from search_spaces.artifacts import value_hash
 from search_spaces.errors import UserError
+from supernets.arrays import Arrays, ArraySplit, array_statistics, read_arrays
 from supernets.augment import Pixels, StoredPixels, normalise
 from supernets.data_sources import PARTS, ImagePool, read_pool
 
-__all__ = ["ImageData", "Split", "load_data"]
+__all__ = ["Examples", "ImageData", "Split", "load_data", "shown_to"]
 
 _SAMPLED = 2000  # images decoded for mean and standard deviation, where images are not kept in memory
+
+
+class Examples(Protocol):
+    """Examples with labels: images (`Split`) or arrays (`supernets.arrays.ArraySplit`)."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """(N,) int64."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(
+        self,
+        indices: Sequence[int] | NDArray[np.int64] | torch.Tensor,
+        resolution: int,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> torch.Tensor:
+        """The examples at B positions as float32 (B, ...); ``rng`` asks for training augmentation."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +53,7 @@ class Split:
         labels: (N,) int64.
         mean, std: per channel on the 0..1 scale, for normalisation.
         repeat: how often the channels are given; 3 shows grey images to a network for colour.
+        channels_last: memory format of the batches.
     """
 
     pixels: Pixels
@@ -36,6 +61,7 @@ class Split:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     repeat: int = 1
+    channels_last: bool = True
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -47,7 +73,7 @@ class Split:
         *,
         rng: np.random.Generator | None = None,
     ) -> torch.Tensor:
-        """The images at B positions as (B, C, R, R) float32, channels_last, normalised, on the CPU.
+        """The images at B positions as (B, C, R, R) float32, normalised, on the CPU.
 
         Args:
             indices: B positions in this split.
@@ -60,7 +86,11 @@ class Split:
         """
         images = self.pixels.read(np.asarray(indices, np.int64), resolution, rng)
         planes = normalise(images, self.mean, self.std)
-        return planes if self.repeat == 1 else planes.repeat(1, self.repeat, 1, 1).contiguous(memory_format=torch.channels_last)
+        if self.repeat > 1:
+            planes = planes.repeat(1, self.repeat, 1, 1)
+        if not self.channels_last:  # a copy: with one channel both formats count as contiguous, whatever the strides
+            return planes.clone(memory_format=torch.contiguous_format)
+        return planes.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +104,9 @@ class ImageData:
         source: what `load_data` was given.
         seed: of the held-out splits (and of the images of ``fake``).
         class_names: one per label.
-        channels: 1 (grey) or 3.
-        size: native side in px; the median shorter side of the training images, at most 256.
-        mean, std: per channel, of the training images, on the 0..1 scale.
+        channels: 1 (grey) or 3; of arrays their first axis.
+        size: native side in px; the median shorter side of the training images, at most 256. Of arrays their last axis.
+        mean, std: per channel, of the training images, on the 0..1 scale; of arrays on their own.
         held_out: the splits that the source does not give, and their share of its training images.
         hash: 16 hexadecimal digits that identify images, labels and splits, wherever the files lie.
     """
@@ -89,9 +119,9 @@ class ImageData:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    train: Split
-    val: Split
-    test: Split
+    train: Examples
+    val: Examples
+    test: Examples
     held_out: tuple[tuple[str, float], ...]
     hash: str
 
@@ -100,15 +130,20 @@ class ImageData:
         """Number of classes."""
         return len(self.class_names)
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one example, (C, S, S) for images."""
+        return self.train.shape if isinstance(self.train, ArraySplit) else (self.channels, self.size, self.size)
+
     def shown_as(self, channels: int) -> ImageData:
         """The same images for a network with that many input channels: grey ones are repeated.
 
         Raises:
-            UserError: colour images for a network with another number of channels.
+            UserError: colour images, or arrays, for a network with another number of channels.
         """
         if channels == self.channels:
             return self
-        if self.channels != 1:
+        if self.channels != 1 or isinstance(self.train, ArraySplit):
             raise UserError(
                 f"{self.name} has {self.channels} channels, the network {channels}",
                 allowed="The same number, or grey images",
@@ -134,6 +169,31 @@ class ImageData:
         }
 
 
+def shown_to(data: ImageData, space: SearchSpace) -> ImageData:
+    """The data as the networks of a space take it: channels, size and memory format.
+
+    A network of the user's own gets contiguous batches: its forward may use ``view``, which channels_last does not allow.
+
+    Raises:
+        UserError: examples that the networks do not take.
+    """
+    if not isinstance(space, ElasticSpace):
+        return data.shown_as(int(space.parameters["channels"]))
+    wanted = space.input_shape
+    shown = data.shown_as(wanted[0])
+    square = len(wanted) == 3 and wanted[1] == wanted[2]
+    if isinstance(data.train, ArraySplit) or not square:
+        if shown.input_shape != wanted:
+            raise UserError(
+                f"{data.name} has examples of shape {shown.input_shape}, the networks of '{space.name}' take {wanted}",
+                allowed="The same shape; only images are scaled, to squares",
+                next_step="Make the space with the data's shape, or change the data",
+            )
+        return shown
+    parts = {name: replace(getattr(shown, name), channels_last=False) for name in PARTS}
+    return replace(shown, size=wanted[-1], **parts)
+
+
 def load_data(source: str, seed: int = 0) -> ImageData:
     """Load a data set by name.
 
@@ -149,12 +209,16 @@ def load_data(source: str, seed: int = 0) -> ImageData:
             - ``"folder:PATH"`` or the path alone: ``PATH/train/CLASS/*`` with val and test where present, or
               ``PATH/CLASS/*``; missing: val 10 %, test 20 % of the training images;
             - ``"parquet:PATH"``: image tables, see `supernets.image_tables.read_tables`; missing splits as for folders;
+            - ``"npz:PATH"``: arrays of any shape, see `supernets.arrays.read_arrays`; for networks of your own;
             - ``"fake"``, ``"fake:64x3x20"``: 1,000 seeded patterns, size x channels x classes; no files.
         seed: of the drawn splits, and of the images of ``fake``.
 
     Raises:
         UserError: an unknown name, a missing path, a damaged file, fewer than two classes, or too few images of a class.
     """
+    kind, _, path = source.partition(":")
+    if kind == "npz" and path:
+        return _array_data(read_arrays(Path(path).expanduser()), source, seed)
     pool = read_pool(source, seed)
     rows = _split(pool, source, seed)
     train_pixels = pool.pixels.take(rows[0])
@@ -179,7 +243,28 @@ def load_data(source: str, seed: int = 0) -> ImageData:
     )
 
 
-def _split(pool: ImagePool, source: str, seed: int) -> list[NDArray[np.int64]]:
+def _array_data(arrays: Arrays, source: str, seed: int) -> ImageData:
+    rows = _split(arrays, source, seed)
+    mean, std = array_statistics(arrays.values[rows[0]])
+    splits = [ArraySplit(arrays.values[r], torch.from_numpy(arrays.labels[r]), mean, std) for r in rows]
+    return ImageData(
+        name=arrays.name,
+        source=source,
+        seed=seed,
+        class_names=arrays.class_names,
+        channels=splits[0].shape[0],
+        size=splits[0].shape[-1],
+        mean=mean,
+        std=std,
+        train=splits[0],
+        val=splits[1],
+        test=splits[2],
+        held_out=tuple(arrays.hold_out.items()),
+        hash=value_hash([arrays.content, list(arrays.class_names), [indices.tolist() for indices in rows]]),
+    )
+
+
+def _split(pool: ImagePool | Arrays, source: str, seed: int) -> list[NDArray[np.int64]]:
     """Positions of the train, val and test images, ascending; each class is in each of them."""
     rng = np.random.default_rng(seed)
     part = pool.part.copy()

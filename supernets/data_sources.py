@@ -77,7 +77,7 @@ def read_pool(source: str, seed: int) -> ImagePool:
         return readers[name](Path(rest).expanduser())
     if Path(source).expanduser().is_dir():
         return _folder(Path(source).expanduser())
-    known = ["digits", "fake", "fake:SIZExCHANNELSxCLASSES", "fashion-mnist", "fashion-mnist:PATH"]
+    known = ["digits", "fake", "fake:SIZExCHANNELSxCLASSES", "fashion-mnist", "fashion-mnist:PATH", "npz:PATH"]
     raise unknown_name("data set", source, [*known, *(f"{r}:PATH" for r in readers)], command="nas train-supernet --help")
 
 
@@ -190,6 +190,8 @@ def _cifar(kind: str, path: Path, binary: tuple[str, str, dict[str, list[str]]])
             return _cifar_binary(kind, place, names_file, files)
     if "*" not in path.name and not path.exists():
         raise _no_cifar(kind, path, "it does not exist")
+    if path.is_dir() and any(path.glob(f"{kind.lower()}*.parquet")):  # the folder may hold other sets, too
+        return _parquet(path / f"{kind.lower()}*.parquet", name=kind.lower())
     if not path.is_dir() or any(path.glob("*.parquet")):
         return _parquet(path, name=kind.lower())
     return _cifar_python(kind, path)

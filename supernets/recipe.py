@@ -38,7 +38,11 @@ class Recipe:
         batch: images per step.
         decay_kernel_maps: weight decay on the kernel maps too, as the reference implementation has it (it pulls them
             to zero, not to the identity).
-        distill: weight of the full network's soft labels beside the true ones; 0 trains without a teacher.
+        distill: weight of the teacher's soft labels beside the true ones; 0 trains without a teacher.
+        sandwich: every step after the full phase also trains the largest network, which teaches the others in place, and
+            the smallest one (Yu and Huang, ICCV 2019); otherwise the teacher is the largest network as it was after its
+            own phase (Once-for-all). Costs more per step, and leaves the largest network no worse than alone.
+        one_schedule: warm-up and cosine run once over the whole training instead of once per phase.
         phases: settings by what the phase opens: ``full`` (the largest network alone) or the name of a choice;
             ``other`` serves choices that are not named.
     """
@@ -51,6 +55,8 @@ class Recipe:
     decay_kernel_maps: bool = False
     label_smoothing: float = 0.1
     distill: float = 1.0
+    sandwich: bool = False
+    one_schedule: bool = False
     phases: Mapping[str, PhaseSettings] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """Channel sorting: the most important channels first, before smaller widths are trained as prefixes.
 
-Once-for-all (arXiv 1908.09791): the importance of a hidden channel is the L1 norm of the weights that read it. Which
-dimension of which parameter belongs to the same hidden channels is read off by comparing shapes over all layers that
-can stand at a position, so no block needs code of its own.
+Once-for-all (arXiv 1908.09791): the importance of a hidden channel is the L1 norm of the weights that read it. A layer's
+operators name the channels that they read and write (`Op.reads`, `Op.writes`), so no block needs code of its own; channels
+that other layers see as well (a block's input and output) stay where they are.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from supernets.supernet import Supernet
 __all__ = ["sort_channels"]
 
 Member = tuple[str, int]  # tensor name, dimension
-Sizes = tuple[int, ...]  # one dimension's length in every structure at a position
+SHARED = frozenset({"in", "out"})
 
 
 @torch.no_grad()
@@ -34,41 +34,45 @@ def sort_channels(supernet: Supernet, trained: SearchSpace) -> None:
     for position in supernet.occupied:
         block, _ = supernet.at(position)
         tensors = {**dict(block.named_parameters()), **dict(block.named_buffers())}
-        structures = _structures(supernet.space, position)
-        groups = _hidden_groups(supernet, position, structures)
-        known = _structures(trained, position)
-        for sizes, members in groups.items():
+        largest = supernet.space.structures_at(supernet.space.positions[position])[-1]
+        known = [*trained.structures_at(trained.positions[position]), largest]
+        for label, members in _hidden_groups(known).items():
             readers = [name for name, dim in members if dim == 1]
-            if not readers:
-                continue
             weight = tensors[readers[-1]]
             importance = weight.abs().sum(dim=[d for d in range(weight.ndim) if d != 1])  # (hidden,)
-            widths = {size for structure, size in zip(structures, sizes, strict=True) if structure in known}
+            widths = {op.out_channels for layer in known for op in layer.ops() if op.writes == label}
             order = _order(importance, widths)
             for name, dim in members:
                 tensors[name].copy_(tensors[name].index_select(dim, order))
 
 
-def _structures(space: SearchSpace, position: int) -> list[Layer]:
-    layers = space.layers_at(space.positions[position])
-    return list(dict.fromkeys(layer.structure() for layer in layers if layer is not None))
+def _hidden_groups(layers: Sequence[Layer]) -> dict[str, list[Member]]:
+    """Dimensions that carry the same hidden channels in all layers that can stand at a position, by the channels' name.
 
-
-def _hidden_groups(supernet: Supernet, position: int, structures: list[Layer]) -> dict[Sizes, list[Member]]:
-    """Dimensions that shrink together, apart from those that carry the block's own input and output."""
-    shapes: dict[Member, list[int]] = defaultdict(list)
-    for structure in structures:
-        shell = supernet.plan(position, structure, training=False).shell
-        for name, tensor in [*shell.named_parameters(), *shell.named_buffers()]:
-            for dim in range(min(tensor.ndim, 2)):
-                shapes[name, dim].append(tensor.shape[dim])
-    outside = {tuple(s.in_shape[0] for s in structures), tuple(s.out_shape[0] for s in structures)}
-    groups: dict[Sizes, list[Member]] = defaultdict(list)
-    for member, lengths in shapes.items():
-        sizes = tuple(lengths)
-        if len(sizes) == len(structures) and len(set(sizes)) > 1 and sizes not in outside:
-            groups[sizes].append(member)
+    Without those that are hidden in one layer and its input in another: an inverted residual that does not expand.
+    """
+    labels: dict[Member, set[str]] = {}
+    for layer in layers:
+        for member, label in _members(layer):
+            labels.setdefault(member, set()).add(label)
+    mixed = {label for found in labels.values() if len(found) > 1 for label in found} | SHARED
+    groups: dict[str, list[Member]] = {}
+    for member, found in labels.items():
+        (label, *_) = found
+        if label not in mixed:
+            groups.setdefault(label, []).append(member)
     return groups
+
+
+def _members(layer: Layer) -> list[tuple[Member, str]]:
+    """The dimensions of a layer's tensors with the names of their channels, in order of execution."""
+    found = []
+    for op in layer.ops():
+        names = list(op.tensors())
+        found += [((name, 0), op.writes) for name in names]
+        if names and op.groups == 1:
+            found.append(((names[0], 1), op.reads))
+    return found
 
 
 def _order(importance: Tensor, widths: set[int]) -> Tensor:

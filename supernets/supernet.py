@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 import search_spaces
-from search_spaces import Architecture, SearchSpace
+from search_spaces import Architecture, ElasticSpace, SearchSpace
 from search_spaces.errors import UserError
 from search_spaces.layers import Layer
 from supernets.blocks import Network, initialise
-from supernets.slicing import KernelMaps, SlicePlan, plan_slices
+from supernets.slicing import KernelMaps, SlicePlan, hull, plan_slices
 
 __all__ = ["Supernet"]
 
 _CACHED_ARCHITECTURES = 1024
+
+_Path = tuple[list[Layer], list[SlicePlan]]
 
 
 class Supernet(nn.Module):
@@ -29,9 +33,19 @@ class Supernet(nn.Module):
         space: a space with a network behind it.
         classes: outputs of the classifier; default: those of the space.
         channels: channels of the input image; default: those of the space.
-        kernel_maps: learn the maps from large to small filters; False takes the plain centre crop.
         seed: of the initial weights.
+
+    For an `ElasticSpace` it makes a `supernets.own_models.ElasticSupernet`: the same calls on the user's own network.
     """
+
+    network: nn.Module
+
+    def __new__(cls, space: SearchSpace | None = None, *_: object, **__: object) -> Supernet:  # without a space: copies
+        if cls is Supernet and isinstance(space, ElasticSpace):
+            from supernets.own_models import ElasticSupernet
+
+            return super().__new__(ElasticSupernet)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -39,29 +53,25 @@ class Supernet(nn.Module):
         classes: int | None = None,
         *,
         channels: int | None = None,
-        kernel_maps: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.space = search_spaces.rebuild(space, classes=classes, channels=channels)
         placed = self.space.placed(self.space.largest)
         self._slot = {position: slot for slot, (position, _) in enumerate(placed)}
-        with torch.device("meta"):
-            network = Network([layer for _, layer in placed], self.space.traits)
-        self.network: Network = network.to_empty(device="cpu")
-        initialise(self.network, torch.Generator().manual_seed(seed))
+        structures = {position: self.space.structures_at(self.space.positions[position]) for position in self._slot}
+        blocks = [hull(layers, self.space.traits) for layers in structures.values()]
+        network = Network([layer for _, layer in placed], self.space.traits, blocks=blocks).to_empty(device="cpu")
+        initialise(network, torch.Generator().manual_seed(seed))
+        self.network = network
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.kernels = nn.ModuleDict()
-        for slot, (position, _) in enumerate(placed):
-            sizes = self._kernel_sizes(position)
-            if len(sizes) > 1:
-                self.kernels[str(slot)] = KernelMaps(sizes).requires_grad_(kernel_maps)
+        for position, slot in self._slot.items():
+            sizes = {getattr(layer, "kernel", 1) for layer in structures[position]}
+            if len(sizes) > 1 and self.space.traits.get("kernel_maps", 1.0):
+                self.kernels[str(slot)] = KernelMaps(sorted(sizes))
         self._plans: dict[tuple[int, Layer, bool], SlicePlan] = {}
-        self._paths: dict[tuple[Architecture, bool], list[SlicePlan]] = {}
-
-    def _kernel_sizes(self, position: int) -> list[int]:
-        layers = self.space.layers_at(self.space.positions[position])
-        return sorted({getattr(layer, "kernel", 1) for layer in layers if layer is not None})
+        self._paths: dict[tuple[Architecture, bool], _Path] = {}
 
     def plan(self, position: int, layer: Layer, *, training: bool) -> SlicePlan:
         """How a layer at a position of the space runs on this supernet's weights; kept for the next call."""
@@ -73,42 +83,56 @@ class Supernet(nn.Module):
         return self._plans[key]
 
     def at(self, position: int) -> tuple[nn.Module, KernelMaps | None]:
-        """The largest block at a position of the space, and the kernel maps there."""
+        """The block that owns the weights at a position of the space, and the kernel maps there."""
         slot = self._slot[position]
         maps = self.kernels[str(slot)] if str(slot) in self.kernels else None
         assert maps is None or isinstance(maps, KernelMaps)
-        return self.network.blocks[slot], maps
+        blocks = self.network.blocks
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks[slot], maps
 
     @property
     def occupied(self) -> list[int]:
         """Positions of the space at which the largest architecture has a layer."""
         return list(self._slot)
 
-    def _path(self, arch: Architecture) -> list[SlicePlan]:
-        """The plans of an architecture's layers in order, kept for the architectures used last."""
+    def _path(self, arch: Architecture) -> _Path:
+        """The layers of an architecture in order and their plans, kept for the architectures used last."""
         key = (arch, self.training)
         if key not in self._paths:
             if len(self._paths) >= _CACHED_ARCHITECTURES:
                 del self._paths[next(iter(self._paths))]
             placed = self.space.placed(arch)
-            self._paths[key] = [self.plan(position, layer, training=self.training) for position, layer in placed]
+            plans = [self.plan(position, layer, training=self.training) for position, layer in placed]
+            self._paths[key] = ([layer for _, layer in placed], plans)
         return self._paths[key]
 
     def forward(self, x: Tensor, arch: Architecture) -> Tensor:
         """Logits of one architecture: (B, C, H, W) to (B, classes). Images are expected at ``arch["resolution"]``."""
-        for plan in self._path(arch):
+        for plan in self._path(arch)[1]:
             x = plan.run(x)
         return x
 
     @torch.no_grad()
-    def extract(self, arch: Architecture) -> Network:
+    def extract(self, arch: Architecture) -> nn.Module:
         """A plain network with its own copy of the slices; nothing of the supernet is needed to run it."""
-        blocks = [plan.filled() for plan in self._path(arch)]
-        return Network(self.space.lower(arch), self.space.traits, blocks=blocks).train(self.training)
+        layers, plans = self._path(arch)
+        network = Network(layers, self.space.traits, blocks=[plan.filled() for plan in plans])
+        network.training = network.blocks.training = self.training  # those of the blocks are right already
+        return network
+
+    def largest_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the largest network by their names in it: views, writing to them changes the supernet."""
+        plans = enumerate(self._path(self.space.largest)[1])
+        values = {f"blocks.{slot}.{move.name}": move.value() for slot, plan in plans for move in plan.moves}
+        return {name: tensor.detach() for name, tensor in values.items() if tensor is not None}
 
     def check(self, arch: Architecture) -> None:
         """Raise a `UserError` unless the architecture belongs to this supernet's space."""
         self.space.to_array(arch)
+
+    def bind(self, input_shape: Sequence[int]) -> None:
+        """Told of the shape of the data's examples; a built-in space knows its own."""
 
     @property
     def classes(self) -> int:

@@ -22,10 +22,9 @@ from search_spaces import Architecture, SearchSpace
 from search_spaces.artifacts import value_hash
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
-from supernets.blocks import Network
 from supernets.calibration import accuracy, recalibrate
 from supernets.checkpoint import load_tensors, save_tensors
-from supernets.data import ImageData, Split
+from supernets.data import Examples, ImageData, shown_to
 from supernets.recipe import Phase, Recipe, plan_phases
 from supernets.sorting import sort_channels
 from supernets.supernet import Supernet
@@ -39,7 +38,7 @@ EVALUATION_BATCH = 250
 LOG_IMAGES = 2000  # validation images for the log's accuracies
 
 # Purposes of random draws, the second number of every seed.
-_ORDER, _STEP, _CALIBRATION = 1, 2, 3
+_ORDER, _STEP, _CALIBRATION, _AUGMENTATION = 1, 2, 3, 4
 
 
 class Interrupted(Exception):
@@ -68,7 +67,7 @@ class Trained:
     log: list[dict[str, Any]]
 
 
-def calibrated(supernet: Supernet, arch: Architecture, data: ImageData, *, seed: int = 0) -> Network:
+def calibrated(supernet: Supernet, arch: Architecture, data: ImageData, *, seed: int = 0) -> nn.Module:
     """The extracted network of an architecture with its own batch-normalisation statistics, in evaluation mode.
 
     Statistics come from up to 2,000 training images, augmented as in training, at the architecture's resolution; the
@@ -86,7 +85,7 @@ def calibrated(supernet: Supernet, arch: Architecture, data: ImageData, *, seed:
     return network
 
 
-def evaluate(network: nn.Module, split: Split, resolution: int, *, most: int | None = None) -> tuple[float, int]:
+def evaluate(network: nn.Module, split: Examples, resolution: int, *, most: int | None = None) -> tuple[float, int]:
     """Top-1 accuracy of a network as a fraction, and the number of images.
 
     Args:
@@ -113,23 +112,26 @@ def train(
     save_every_s: float = 120.0,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress = SILENT,
+    label: str = "train",
 ) -> Trained:
     """Train in place, from the checkpoint if there is one.
 
     A step draws a batch, one resolution for it, and ``subnets`` architectures; their gradients are summed (loss of the
     labels plus ``distill`` times the loss of the teacher's soft labels) before one optimiser step. The teacher is the
-    largest network as it was after its own phase.
+    largest network, as it was after its own phase or as it is (see `Recipe.sandwich`).
 
     Args:
         checkpoint: file to resume from and to save to; None keeps nothing.
         save_every_s: seconds between checkpoints (one is written at every end of a phase too).
         stop: asked after every step; True saves and raises `Interrupted`.
+        label: what progress calls this training.
 
     Raises:
         UserError: class counts differ, too little data for one batch, a checkpoint of another run, or divergence.
         Interrupted: ``stop`` said so.
     """
-    data = data.shown_as(supernet.channels)
+    supernet.bind(data.input_shape)
+    data = shown_to(data, supernet.space)
     _check_data(supernet, data, recipe)
     run = _Run(supernet, data, recipe, seed, checkpoint)
     run.resume()
@@ -137,7 +139,7 @@ def train(
     for phase in run.phases:
         if run.step >= phase.stop:
             continue
-        progress.start(f"train {phase.name}", phase.stop - phase.start)
+        progress.start(f"{label} {phase.name}", phase.stop - phase.start)
         progress.advance(run.step - phase.start)
         try:
             if run.step == phase.start:
@@ -155,11 +157,10 @@ def train(
                     raise Interrupted(run.step, checkpoint)
         finally:
             progress.stop()
-        run.leave(phase)
+        run.leave(phase, optimiser)
         progress.say(_phase_line(run.log[-1]))
         if run.step < run.steps and stop():
             raise Interrupted(run.step, checkpoint)
-    supernet.requires_grad_()
     return Trained(run.steps, run.steps * recipe.batch, time.monotonic() - begun, run.log)
 
 
@@ -196,7 +197,7 @@ class _Run:
         self.step = 0
         self.losses: list[float] = []
         self.log: list[dict[str, Any]] = []
-        self.teacher: Network | None = None
+        self.teacher: nn.Module | None = None
         self.momentum: dict[str, Tensor] = {}
         self.device = next(supernet.parameters()).device
         self._order: tuple[int, np.ndarray[Any, Any]] | None = None
@@ -204,12 +205,11 @@ class _Run:
     # ---- phases ----
 
     def enter(self, phase: Phase) -> None:
-        self.momentum = {}
         if phase.settings.sort:
             sort_channels(self.supernet, phase.trained)
 
-    def leave(self, phase: Phase) -> None:
-        if phase.opens == "full" and self.recipe.distill:
+    def leave(self, phase: Phase, optimiser: torch.optim.Optimizer) -> None:
+        if phase.opens == "full" and self.recipe.distill and not self.recipe.sandwich:
             self.teacher = calibrated(self.supernet, self.supernet.space.largest, self.data, seed=self.seed).requires_grad_(
                 False
             )
@@ -218,8 +218,19 @@ class _Run:
             network = calibrated(self.supernet, arch, self.data, seed=self.seed)
             row[label], _ = evaluate(network, self.data.val, _resolution(arch, self.data), most=LOG_IMAGES)
         self.log.append(row)
-        self.losses, self.momentum = [], {}
-        self.save(None)
+        self.losses = []
+        self.momentum = self._momentum(optimiser) if self.recipe.one_schedule and not self._sorts_next() else {}
+        self.save(optimiser if self.momentum else None)
+
+    def _sorts_next(self) -> bool:
+        """Whether a phase begins here that reorders channels: the momentum of the old order would be noise."""
+        return any(phase.start == self.step and phase.settings.sort for phase in self.phases)
+
+    def _momentum(self, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Momentum buffers by parameter name."""
+        state = optimiser.state
+        named = self.supernet.named_parameters()
+        return {name: state[p]["momentum_buffer"] for name, p in named if "momentum_buffer" in state.get(p, {})}
 
     # ---- one step ----
 
@@ -230,7 +241,7 @@ class _Run:
             if "kernels." in name:
                 (decayed if self.recipe.decay_kernel_maps else plain).append(parameter)
             else:
-                (plain if ".norm." in name or name.endswith("bias") else decayed).append(parameter)
+                (plain if parameter.ndim < 2 else decayed).append(parameter)
         groups = [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimiser = torch.optim.SGD(
             groups, lr=phase.settings.lr, momentum=self.recipe.momentum, nesterov=self.recipe.momentum > 0
@@ -243,37 +254,61 @@ class _Run:
     def take_step(self, phase: Phase, optimiser: torch.optim.Optimizer) -> None:
         rng = np.random.default_rng([self.seed, _STEP, self.step])
         rows = phase.space.sample_rows(phase.settings.subnets, rng, per_gene=True)
+        sandwich = self.recipe.sandwich and phase.opens != "full"
+        if sandwich:
+            rows = np.concatenate([rows, phase.space.to_array(phase.space.smallest)])
         archs = _same_resolution(phase.space, rows)
-        images, labels = self._batch(_resolution(archs[0], self.data), rng)
-        soft = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                soft = F.softmax(self.teacher(images), dim=1)  # (B, classes)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(phase, self.step)
+            group["lr"] = self._learning_rate(phase)
         self.supernet.train()
         optimiser.zero_grad(set_to_none=True)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # dropout takes no generator: a seed of its own, and the caller's is restored
             torch.manual_seed(_torch_seed(self.seed, self.step))
-            total = self._backward(archs, images, labels, soft)
+            soft, total = None, torch.zeros((), device=self.device)
+            if sandwich:
+                soft, total = self._largest_step()
+            images, labels = self._batch(_resolution(archs[0], self.data))
+            if self.teacher is not None:
+                with torch.no_grad():
+                    soft = F.softmax(self.teacher(images), dim=1)  # (B, classes)
+            total += self._backward(archs, images, labels, soft)
         optimiser.step()
         self.step += 1
-        self._note_loss(float(total) / len(archs))
+        self._note_loss(float(total) / (len(archs) + sandwich))
+
+    def _loss(self, logits: Tensor, labels: Tensor, soft: Tensor | None) -> Tensor:
+        """Mean loss of a batch, the teacher's soft labels beside the true ones."""
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        return loss if soft is None else loss + self.recipe.distill * F.cross_entropy(logits, soft)
+
+    def _largest_step(self) -> tuple[Tensor, Tensor]:
+        """Gradients of the largest network at its own resolution; returns its soft labels (B, classes) and its loss."""
+        largest = self.supernet.space.largest
+        images, labels = self._batch(_resolution(largest, self.data))
+        logits = self.supernet(images, largest)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return F.softmax(logits.detach(), dim=1), loss.detach()
+
+    def _learning_rate(self, phase: Phase) -> float:
+        """Warm-up and cosine over the phase, or over the whole run."""
+        span = (0, self.steps) if self.recipe.one_schedule else (phase.start, phase.stop)
+        return learning_rate(self.step, *span, peak=phase.settings.lr, warmup=phase.settings.warmup)
 
     def _backward(self, archs: list[Architecture], images: Tensor, labels: Tensor, soft: Tensor | None) -> Tensor:
         """Gradients of all architectures, summed; returns the summed loss."""
         total = torch.zeros((), device=self.device)
         for arch in archs:
             logits = self.supernet(images, arch)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-            if soft is not None:
-                loss = loss + self.recipe.distill * F.cross_entropy(logits, soft)
+            loss = self._loss(logits, labels, soft)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
 
-    def _batch(self, resolution: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _batch(self, resolution: int) -> tuple[Tensor, Tensor]:
+        """The step's images, augmented alike at every resolution, and their labels."""
+        rng = np.random.default_rng([self.seed, _AUGMENTATION, self.step])
         epoch, at = divmod(self.step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.data.train)))
@@ -309,10 +344,7 @@ class _Run:
         if self.teacher is not None:
             tensors |= {f"teacher.{name}": tensor for name, tensor in self.teacher.state_dict().items()}
         if optimiser is not None:
-            state = optimiser.state
-            for name, parameter in self.supernet.named_parameters():
-                if "momentum_buffer" in state.get(parameter, {}):
-                    tensors[f"momentum.{name}"] = state[parameter]["momentum_buffer"]
+            tensors |= {f"momentum.{name}": buffer for name, buffer in self._momentum(optimiser).items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         meta = {"identity": self._identity(), "step": self.step, "log": self.log}
         save_tensors(self.checkpoint, tensors, "training-checkpoint", CHECKPOINT_VERSION, meta)
@@ -371,14 +403,13 @@ def _same_resolution(space: SearchSpace, rows: np.ndarray[Any, Any]) -> list[Arc
     return space.from_array(rows)
 
 
-def learning_rate(phase: Phase, step: int) -> float:
-    """Linear warm-up, then a cosine to zero over the rest of the phase."""
-    total = phase.stop - phase.start
-    warm = int(phase.settings.warmup * total)
-    at = step - phase.start
+def learning_rate(step: int, start: int, stop: int, *, peak: float, warmup: float) -> float:
+    """Linear warm-up over a share of the steps ``start`` to ``stop``, then a cosine to zero."""
+    warm = int(warmup * (stop - start))
+    at = step - start
     if at < warm:
-        return phase.settings.lr * (at + 1) / (warm + 1)
-    return phase.settings.lr * 0.5 * (1 + math.cos(math.pi * (at - warm) / max(1, total - warm)))
+        return peak * (at + 1) / (warm + 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * (at - warm) / max(1, stop - start - warm)))
 
 
 def _torch_seed(*numbers: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +35,19 @@ Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
+@contextmanager
+def _interruptible(progress: TerminalProgress) -> Iterator[Stop]:
+    """Long training inside: Ctrl-C finishes the step, saves, and exits with 130."""
+    from supernets import Interrupted
+
+    with Stop().listening() as stop:
+        try:
+            yield stop
+        except Interrupted as event:
+            progress.say(f"{event}; run the same command again to go on")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
 def _space(name: str, width: float | None, image: int | None, resolution: str | None) -> SearchSpace:
     import nas
 
@@ -50,12 +65,15 @@ def _space(name: str, width: float | None, image: int | None, resolution: str | 
 @app.command("train-supernet")
 def train_supernet(
     data: Annotated[
-        str, typer.Option(help="digits, fashion-mnist, cifar10:PATH, cifar100:PATH, folder:PATH, parquet:PATH, fake.")
+        str, typer.Option(help="digits, fashion-mnist, cifar10:PATH, cifar100:PATH, folder:PATH, parquet:PATH, npz:PATH, fake.")
     ],
     out: Annotated[Path, typer.Option(help="Run folder to make or to resume.")],
     space: Annotated[str, typer.Option(help="Search space; see nas spaces.")] = "small-mobilenet",
     width: Annotated[float | None, typer.Option(help="Width multiplier of the space.")] = None,
     resolution: Annotated[str | None, typer.Option(help="Input sizes, e.g. 24,28,32; default: the space's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Networks of your own: FILE.py:FUNCTION. The file is run.")] = None,
+    choices: Annotated[Path | None, typer.Option(help="TOML file with the choices of --model.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint of the largest network to start from.")] = None,
     recipe: Annotated[str, typer.Option(help="Training recipe, or a TOML file.")] = "progressive",
     epochs: Annotated[float | None, typer.Option(help="Epochs of all phases together; default: the recipe's.")] = None,
     torch_device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
@@ -65,23 +83,39 @@ def train_supernet(
 ) -> None:
     """Train a supernet by progressive shrinking. Run it again to resume."""
     import nas
-    from supernets import Interrupted
 
     images = nas.load_data(data, seed=seed)
-    chosen = _space(space, width, _image(space, images.size), resolution)
-    supernet = nas.Supernet(chosen, images.classes, channels=images.channels, seed=seed).to(_torch_device(torch_device))
+    chosen: SearchSpace
+    if model is None and choices is None:
+        chosen = _space(space, width, _image(space, images.size), resolution)
+        supernet = nas.Supernet(chosen, images.classes, channels=images.channels, seed=seed)
+    else:
+        chosen = _own_space(model, choices, images.input_shape, clash=width is not None or resolution is not None)
+        supernet = nas.Supernet(chosen, images.classes, seed=seed)
+    supernet = supernet.to(_torch_device(torch_device))
     progress = TerminalProgress(quiet=quiet)
     progress.say(f"{images.name}: {len(images.train)} training images; {chosen.key}: {chosen.count():.2e} networks")
-    with Stop().listening() as stop:
-        try:
-            run = nas.train(supernet, images, out=out, recipe=recipe, epochs=epochs, seed=seed, stop=stop, progress=progress)
-        except Interrupted as event:
-            progress.say(f"{event}; run the same command again to go on")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+    settings: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "weights": weights, "seed": seed}
+    with _interruptible(progress) as stop:
+        run = nas.train(supernet, images, out=out, stop=stop, progress=progress, **settings)
     if as_json:
         print_json({"run": str(run.path), **run.settings})
     else:
         progress.say(f"trained: {run.path}. Next: nas search {run.path} --limit latency=...")
+
+
+def _own_space(model: str | None, choices: Path | None, input_shape: tuple[int, ...], *, clash: bool) -> SearchSpace:
+    import nas
+    from nas.own_models import find_model, read_choices
+
+    if model is None or choices is None or clash:
+        raise UserError(
+            "--model, --choices, --width, --resolution",
+            allowed="--model and --choices together, and then neither --width nor --resolution",
+            next_step="Write: --model my_model.py:build --choices my_choices.toml",
+        )
+    given = read_choices(choices)
+    return nas.elastic(find_model(model), given.pop("choices"), **given, input_shape=input_shape)
 
 
 def _image(space: str, size: int) -> int | None:
@@ -144,7 +178,7 @@ def _quality_lines(quality: Any) -> str:
     lines = [f"on {quality.networks} whole networks that were held out (median error, Spearman):"]
     for label, errors in rows:
         rank = "-" if errors.spearman is None else f"{errors.spearman:.3f}"
-        lines.append(f"  {label:<24} {errors.median_error:6.1%}  {rank}")
+        lines.append(f"  {label:<24} {errors.median:6.1%}  {rank}")
     return "\n".join(lines)
 
 
@@ -228,6 +262,26 @@ def export(
 
 
 @app.command()
+def finetune(
+    run: RunFolder,
+    pick: Annotated[str, typer.Option(help="knee, best, fastest, latency=5ms, or an id.")] = "knee",
+    epochs: Annotated[float | None, typer.Option(help="Default: the recipe's.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network of the front on, alone; the next export ships these weights. Run it again to resume."""
+    import nas
+
+    progress = TerminalProgress(quiet=quiet)
+    with _interruptible(progress) as stop:
+        path = nas.finetune(run, pick=pick, epochs=epochs, stop=stop, progress=progress)
+    if as_json:
+        print_json({"weights": str(path), "network": path.stem})
+    else:
+        typer.echo(f"{path}\nNext: nas export {run} --pick {path.stem}")
+
+
+@app.command()
 def verify(
     run: RunFolder, device: DeviceName = "onnxruntime-cpu", seed: Seed = 0, as_json: AsJson = False, quiet: Quiet = False
 ) -> None:
@@ -251,7 +305,7 @@ def _show_verification(result: Any) -> None:
         half = 50 * (item.accuracy_high - item.accuracy_low)
         rows.append(
             (
-                item.id,
+                f"{item.id}*" if item.finetuned else item.id,
                 f"{promised['accuracy']:.1%}" if promised else "",
                 f"{item.accuracy:.1%} ±{half:.1f}",
                 f"{promised['latency']:.3g}" if promised else "",
@@ -260,7 +314,7 @@ def _show_verification(result: Any) -> None:
             )
         )
     columns = ["network", "accuracy", "verified", "latency ms", "verified", "limits"]
-    show_table(columns, rows, title="promised, then verified on the test images and on the device")
+    show_table(columns, rows, title="promised, then verified (* fine-tuned since)")
 
 
 @app.command()
@@ -341,15 +395,10 @@ def demo(
 ) -> None:
     """The whole loop on real images in minutes: train, profile, search under a latency limit, export, verify, report."""
     from nas.demo import run_demo
-    from supernets import Interrupted
 
     progress = TerminalProgress(quiet=quiet)
-    with Stop().listening() as stop:
-        try:
-            result = run_demo(data, out=out, device=device, seed=seed, stop=stop, progress=progress)
-        except Interrupted as event:
-            progress.say(f"{event}; run the same command again to go on")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+    with _interruptible(progress) as stop:
+        result = run_demo(data, out=out, device=device, seed=seed, stop=stop, progress=progress)
     if as_json:
         print_json(result.to_dict())
     else:

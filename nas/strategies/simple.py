@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nas.evolution import survivors
+from nas.selection import survivors
 from nas.strategies.task import Archive, Rows, Task, Values
 
 __all__ = ["Evolution", "RandomSearch"]
@@ -49,7 +49,7 @@ class Evolution:
             return self.task.draw(min(n, self.first - len(self.archive)), self.archive, self.rng)
         space = self.task.space
         costs = self.archive.values[:, self.task.objectives]
-        parents = self.archive.rows[survivors(costs, self.task.excess(self.archive.values), self.PARENTS)]
+        parents = self.archive.rows[survivors(costs, self.PARENTS, violation=self.task.excess(self.archive.values))]
         found = parents[:0]
         for _ in range(20):
             first, second = parents[self.rng.integers(len(parents), size=(2, n))]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.evolution import evolve, skewed_rows, survivors
+from nas.evolution import evolve, skewed_rows
 from nas.pareto import non_dominated
+from nas.selection import survivors
 from nas.strategies.gain import choose_batch, directions
 from nas.strategies.models import Model
 from nas.strategies.task import Archive, Rows, Task, Values
@@ -110,7 +111,7 @@ class Surrogate:
         return np.unique(np.concatenate([self._best(self.archive.values, TRAINING // 2), others]))
 
     def _best(self, values: Values, n: int) -> NDArray[np.intp]:
-        return survivors(values[:, self.task.objectives], self.task.excess(values), n)
+        return survivors(values[:, self.task.objectives], n, violation=self.task.excess(values))
 
     def _candidates(self, models: dict[int, Model], n: int) -> Rows:
         """New networks on or near the predicted fronts, (N, genes)."""

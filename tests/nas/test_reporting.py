@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import search_spaces
 from latency_tables import LatencyTable, Measurement
@@ -25,9 +26,10 @@ from nas.exporting import Export
 from nas.pages.words import count, ms, percent, signed, tiny
 from nas.pareto import ParetoFront, Point
 from nas.reporting import script_json, write_report
-from nas.runs import Run
+from nas.runs import SUPERNET_VERSION, Run
 from nas.verifying import Verification, Verified, wilson_interval
 from search_spaces.artifacts import file_hash, write_json
+from supernets import save_tensors
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror=alert(2)>&"'@@data@@"""
 IMAGES = 1000
@@ -41,7 +43,7 @@ def make_run(folder: Path, *, word: str = "tiny", limit: float = 1e3) -> Run:
     run = Run.create(folder, {"space": space.to_dict(), "data": data, "recipe": recipe, "seed": 3})
     table = make_table(space)
     table.save(run.table(table.device))
-    run.weights.write_bytes(b"weights")
+    save_tensors(run.weights, {"weight": torch.zeros(1)}, "supernet", SUPERNET_VERSION, {})
     archive = Archive(run.study, space, weights=run.weights_hash())
     archs = sorted(space.sample(5, seed=1), key=table.estimate)
     for index, arch in enumerate(space.sample(8, seed=2)):
@@ -95,7 +97,7 @@ def make_export(run: Run, arch_id: str) -> None:
     path = run.exports / f"{arch_id}.onnx"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(arch_id.encode())
-    export = Export(arch_id, path.name, file_hash(path), 28, IMAGES, 2e-7, 1.0, True)
+    export = Export(arch_id, path.name, file_hash(path), 28, IMAGES, 2e-7, 1.0, True, finetuned=False)
     write_json(run.exports / f"{arch_id}.json", "export", 1, asdict(export))
 
 

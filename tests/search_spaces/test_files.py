@@ -10,13 +10,19 @@ import pytest
 import search_spaces
 from search_spaces import UserError
 from search_spaces.artifacts import atomic_path, read_json, value_hash, write_json
-from search_spaces.layers import make_divisible, out_size, parse_layer
+from search_spaces.layers import Conv, make_divisible, out_size, parse_layer
 
 
 def test_layer_keys_read_back() -> None:
-    layers = search_spaces.build("small-mobilenet").layers()
+    layers = [layer for name in search_spaces.FAMILIES for layer in search_spaces.build(name).layers()]
+    layers = list(dict.fromkeys(layers))
     assert [parse_layer(layer.key) for layer in layers] == layers
     assert len({layer.key for layer in layers}) == len(layers)
+
+
+def test_keys_of_older_versions_read_back() -> None:  # a convolution had no shortcut
+    old = "conv(size=9,in_channels=3,out_channels=8,kernel=3,stride=2,act=relu,norm=True,bias=False)"
+    assert parse_layer(old) == Conv(9, 3, 8, 3, 2, "relu")
 
 
 @pytest.mark.parametrize(

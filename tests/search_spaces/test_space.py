@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import search_spaces
-from search_spaces import Architecture, SearchSpace, UserError
+from search_spaces import Architecture, Choice, SearchSpace, UserError
 
 
-@pytest.fixture(params=["ofa-mobilenet-v3", "small-mobilenet", "plain"])
+@pytest.fixture(params=[*search_spaces.FAMILIES, "plain"])
 def space(request: pytest.FixtureRequest) -> SearchSpace:
     if request.param == "plain":
-        return SearchSpace({"op_1": [0, 1, 2], "op_2": ["none", "skip"], "scale": [0.5, 1.0]}, name="cells")
+        rules = (None, ("op_2", ("skip",)))
+        return SearchSpace({"op_1": [0, 1, 2], "op_2": ["none", "skip"], "scale": Choice((0.5, 1.0), 2, rules)}, name="cells")
     return search_spaces.build(request.param)
 
 
@@ -65,9 +66,13 @@ def test_the_values_come_back_as_given() -> None:
 
 def test_space_json_round_trip(space: SearchSpace) -> None:
     part = space.restrict({space.genes[0].name: [space.genes[0].options[-1]]})
-    for one in (space, part):
+    last = space.restrict({gene.name: [gene.options[-1]] for gene in space.genes})
+    for one in (space, part, last):
+        assert one.to_dict()["version"] == 1
         twin = search_spaces.from_dict(json.loads(json.dumps(one.to_dict())))
+        assert twin == one
         assert twin.key == one.key
+        assert twin.from_array(twin.sample_rows(20, np.random.default_rng(0))) == one.sample(20, seed=0)
         assert [g.options for g in twin.genes] == [g.options for g in one.genes]
         assert twin.count() == one.count()
 
@@ -135,6 +140,38 @@ def test_encodings_tell_networks_apart_and_ignore_what_has_no_effect(space: Sear
         assert named[f"{gene.name}={gene.options[index]}"] == float(on)
 
 
+@pytest.mark.parametrize("name", ["ofa-mobilenet-v3", "ofa-proxyless"])
+def test_the_encoding_contains_that_of_once_for_all(name: str) -> None:
+    """Resolution, then all kernels, then all expansions, zeros for skipped blocks: the depth is what is not zero."""
+    space = search_spaces.build(name)
+    archs = space.sample(50, seed=0)
+    kept = [at for at, feature in enumerate(space.feature_names()) if not feature.startswith("depth")]
+    ours = space.encode(archs)[:, kept]
+    for arch, features in zip(archs, ours, strict=True):
+        theirs = [float(arch["resolution"] == size) for size in range(128, 225, 4)]
+        theirs += [float(kernel == k) for kernel in arch["kernel"] for k in (3, 5, 7)]
+        theirs += [float(expand == e) for expand in arch["expand"] for e in (3, 4, 6)]
+        assert features.tolist() == theirs
+
+
+def test_restriction_by_choice_and_by_position(space: SearchSpace) -> None:
+    for name, choice in space.choices.items():
+        genes = [gene for gene in space.genes if gene.choice == name]
+        shared = [value for value in choice.options if all(value in gene.options for gene in genes)]
+        assert space.restrict(**{name: choice.options}) == space
+        if not shared:
+            continue
+        part = space.restrict(**{name: shared[:1]})
+        assert all(list(gene.options) == shared[:1] for gene in part.genes if gene.choice == name)
+        assert [g.options for g in part.genes if g.choice != name] == [g.options for g in space.genes if g.choice != name]
+        assert part.key == space.key
+    gene = space.genes[0]
+    part = space.restrict({gene.name: gene.options[:1]})
+    assert [g.options for g in part.genes[1:]] == [g.options for g in space.genes[1:]]
+    with pytest.raises(UserError, match="is not an option"):
+        part.architecture(**space.largest.to_dict())
+
+
 def test_restriction_is_a_subset(space: SearchSpace) -> None:
     gene = space.genes[0]
     part = space.restrict({gene.name: [gene.options[0]]})
@@ -155,6 +192,18 @@ def test_restriction_is_a_subset(space: SearchSpace) -> None:
         (lambda s: s.restrict(kernel=[9]), r"kernel\[0\] cannot be restricted to \[9\]"),
         (lambda s: s.restrict(kernal=[3]), "did you mean 'kernel'"),
         (lambda s: s.macs(np.zeros((3, 7), dtype=np.int64)), r"array of shape \(3, 7\)"),
+        (lambda s: s.macs(np.zeros((3, 46))), r"type float64"),
+        (lambda s: s.encode(np.full((3, 46), 2) + np.eye(3, 46, 1, dtype=int)), r"row 0 has 3 for depth\[0\]"),
+        (lambda s: s.macs(np.full((3, 46), -1)), r"row 0 has -1 for resolution"),
+        (
+            lambda s: search_spaces.build("ofa-resnet50").architecture(resolution=224, depth=1, expand=0.2, width=1.0),
+            r"depth\[0\] = 1",
+        ),
+        (lambda s: search_spaces.build("attentive-nas").restrict(width=[16]), r"width\[2\] cannot be restricted"),
+        (lambda s: search_spaces.build("attentive-nas", resolution=[224, 192]), "resolutions ascend"),
+        (lambda s: SearchSpace({"op": Choice((1, 2), 2, (None, ("no", (1,))))}), r"op\[1\] depends on 'no'"),
+        (lambda s: SearchSpace({"op": Choice.each([(1, 2), ()])}), r"choice 'op\[1\]' has the options \[\]"),
+        (lambda s: search_spaces.from_dict(s.to_dict() | {"version": 9}), "format version 9"),
         (lambda s: search_spaces.build("ofa-mobilenet-v2"), "did you mean 'ofa-mobilenet-v3'"),
         (lambda s: search_spaces.build("small-mobilenet", image=224), "28 to 64"),
         (lambda s: search_spaces.build("ofa-mobilenet-v3", width=-1), "width=-1"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,10 +80,27 @@ def test_parameters_of_the_extracted_network_are_those_of_the_space(supernet: Su
         assert sum(p.numel() for p in network.parameters()) == supernet.space.params(arch)
 
 
-def test_published_size_of_the_supernet() -> None:
-    for width, expected in ((1.0, 7_678_880), (1.2, 10_715_752)):
-        net = Supernet(search_spaces.build("ofa-mobilenet-v3", width=width, resolution=[224]))
-        assert sum(p.numel() for p in net.parameters()) == expected
+@pytest.mark.parametrize(
+    ("name", "width", "expected"),
+    [
+        ("ofa-mobilenet-v3", {"width": 1.0}, 7_678_880),
+        ("ofa-mobilenet-v3", {"width": 1.2}, 10_715_752),
+        ("ofa-proxyless", {"width": 1.0}, 5_118_162),
+        ("ofa-proxyless", {"width": 1.3}, 7_956_882),
+        ("ofa-resnet50", {}, 48_105_992),
+    ],
+)
+def test_published_size_of_the_supernet(name: str, width: dict[str, float], expected: int) -> None:
+    net = Supernet(search_spaces.build(name, resolution=[224], **width))
+    assert sum(p.numel() for p in net.parameters()) == expected
+
+
+def test_a_supernet_has_what_smaller_layers_need_beyond_the_largest_network() -> None:
+    space = search_spaces.build("attentive-nas", resolution=[224])
+    net = Supernet(space)
+    # In the largest network the first block keeps 24 channels; from 16 to 24 or back its shortcut is a convolution.
+    assert sum(p.numel() for p in net.parameters()) == space.params(space.largest) + 24 * 24
+    assert len(net.kernels) == 0  # small kernels are the centres of large ones
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -169,6 +188,53 @@ def test_sorting_keeps_every_trained_network(supernet: Supernet) -> None:
         assert any(not torch.equal(p, weights[name]) for name, p in supernet.named_parameters())
 
 
+SORTED = {
+    "proxyless": lambda: search_spaces.build("ofa-proxyless", width=0.35, classes=7, resolution=[32]),
+    "resnet": lambda: search_spaces.build("ofa-resnet50", classes=7, resolution=[32]).restrict(
+        {f"depth[{i}]": [0, 1] for i in range(1, 5)}, width=[0.65, 0.8]
+    ),
+    "attentive": lambda: search_spaces.build("attentive-nas", classes=7, resolution=[32]).restrict(
+        {f"depth[{i}]": [3] for i in range(1, 6)}
+    ),
+    "mobilenet-v3": lambda: search_spaces.build("mobilenet-v3-small", classes=7, resolution=[32]),
+}
+
+
+@pytest.mark.parametrize("name", SORTED)
+def test_sorting_keeps_every_trained_network_of_any_width(name: str) -> None:
+    net = Supernet(SORTED[name](), seed=0)
+    randomise(net)
+    net.eval()
+    options = net.space.choices["expand"].options
+    for kept in (options[-2:], options[-1:]):
+        trained = net.space.restrict(
+            {
+                gene.name: [v for v in gene.options if v in kept] or gene.options
+                for gene in net.space.genes
+                if gene.choice == "expand"
+            }
+        )
+        archs = [trained.largest, trained.smallest, *trained.sample(3, seed=0)]
+        before = [net(images(net, a), a).detach() for a in archs]
+        weights = {n: p.detach().clone() for n, p in net.named_parameters()}
+        sort_channels(net, trained)
+        for arch, old in zip(archs, before, strict=True):
+            new = net(images(net, arch), arch).detach()
+            assert torch.allclose(new, old, rtol=1e-3, atol=1e-3 * float(old.abs().max()))
+        assert any(not torch.equal(p, weights[n]) for n, p in net.named_parameters())
+
+
+def test_sorting_a_bottleneck_orders_both_of_its_hidden_widths() -> None:
+    space = SORTED["resnet"]()
+    net = Supernet(space, seed=0)
+    sort_channels(net, space.restrict({f"width[{i}]": [0.8] for i in range(1, 6)}, expand=[0.35]))
+    blocks = [block for block in net.network.blocks if hasattr(block, "spatial")]
+    assert len(blocks) == 14
+    for block in blocks:
+        for reader in (block.spatial.conv, block.expand.conv):
+            assert (reader.weight.abs().sum(dim=(0, 2, 3)).diff() <= 1e-4).all()
+
+
 def test_sorting_puts_the_most_read_channels_first() -> None:
     net = Supernet(search_spaces.build("small-mobilenet", width=0.5, image=28), seed=0)
     sort_channels(net, net.space.restrict(expand=[6]))
@@ -232,3 +298,18 @@ def test_weights_of_another_class_count_are_refused() -> None:
     space = search_spaces.build("small-mobilenet", width=0.5, image=28)
     with pytest.raises(UserError, match=r"linear.* is \(7"):
         load_weights(Supernet(space), Supernet(space, 7).state_dict(), source="runs/a")
+
+
+def test_a_deep_copy_has_weights_of_its_own(supernet: Supernet) -> None:
+    """Also after a call, when slices are planned."""
+    arch = supernet.space.smallest
+    x = images(supernet, arch)
+    before = supernet.eval()(x, arch).detach()
+    twin = copy.deepcopy(supernet)
+    with torch.no_grad():
+        for parameter in supernet.parameters():
+            parameter.zero_()
+    assert torch.equal(twin(x, arch), before)
+    twin(x, arch).sum().backward()
+    assert any(parameter.grad is not None for parameter in twin.parameters())
+    assert all(parameter.grad is None for parameter in supernet.parameters())

@@ -1,0 +1,275 @@
+"""Networks of the user's own in files: the constructor by name, the choices as TOML, and what a run remembers of both.
+
+Loading a model file runs it, with everything in it. That happens in two cases only: the user names the file (``--model``, or
+`find_model`), or a run that was made here remembers it. A run remembers the file's full path and SHA-256 and its own folder;
+its file is loaded only if the hash still matches, the run folder is where it was made, and the file lies outside of it.
+So a run folder that was downloaded, copied or moved runs nothing; its owner gives the model again (`Run.open`'s ``space``,
+or the command that trained it). What the model file imports is not hashed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from search_spaces import Choice, ElasticSpace
+from search_spaces.artifacts import file_hash, read_json, write_json
+from search_spaces.errors import UserError, unknown_name
+from supernets.vision import install
+
+__all__ = ["RecordedModel", "find_model", "read_choices", "recorded_space", "remember"]
+
+MODEL_VERSION = 1
+_ALLOWED_CHOICES = (
+    "name = [options] for each choice, [name] with options and length for a list of them, "
+    "[fixed] with further arguments, [rules] with pattern = {fused = N}"
+)
+
+
+def find_model(text: str) -> Callable[..., Any]:
+    """The constructor that ``FILE.py:FUNCTION`` names. Runs the file.
+
+    Raises:
+        UserError: no such file or function, or the file raised.
+    """
+    file, colon, function = text.rpartition(":")
+    if not colon or not file or not function:
+        raise UserError(f"model '{text}'", allowed="FILE.py:FUNCTION", next_step="Write for example: --model my_model.py:build")
+    return _loaded(Path(file).expanduser(), function)
+
+
+def _loaded(path: Path, function: str) -> Callable[..., Any]:
+    if not path.is_file():
+        raise UserError(f"model file {path} does not exist", allowed="A Python file", next_step="Correct the path")
+    install()  # the file may import torchvision
+    path = path.resolve()
+    name = f"hwnas_own_model_{file_hash(path)[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file", allowed="A file that ends in .py", next_step="Correct the path")
+    module = sys.modules.get(name)
+    if module is None:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # so that the source of its classes can be found
+        sys.path.insert(0, str(path.parent))  # it may import what lies beside it, as a script does
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise UserError(
+                f"{path} raised {type(error).__name__}: {error}",
+                allowed="A Python file that can be imported",
+                next_step="Correct the file",
+            ) from error
+        finally:
+            sys.path.remove(str(path.parent))
+    found: Any = module
+    for part in function.split("."):
+        if not hasattr(found, part):
+            known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            raise unknown_name(f"function in {path}", function, known, command=f"grep 'def ' {path}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UserError(f"{function} in {path} is no function", allowed="build(**choices) -> module", next_step="Correct it")
+    build: Callable[..., Any] = found
+    return build
+
+
+def read_choices(path: Path) -> dict[str, Any]:
+    """Arguments of `nas.elastic` from a TOML file: ``choices``, ``fixed`` and ``rules``.
+
+    For example::
+
+        width = [8, 16, 24]          # one choice per line, options from small to large
+        depth = [2, 3, 4]
+
+        [kernel]                     # a list of 4 choices
+        options = [3, 5]
+        length = 4
+
+        [fixed]                      # further arguments of the constructor
+        classes = 10
+
+        [rules]                      # tensors that are several in one
+        "*.in_proj_*" = {fused = 3}
+
+    Raises:
+        UserError: missing, not TOML, or something else in it.
+    """
+    from supernets import fused
+
+    if not path.is_file():
+        raise UserError(f"choices file {path} does not exist", allowed="A TOML file", next_step="Correct the path")
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}", allowed=_ALLOWED_CHOICES, next_step="Correct that line") from None
+    fixed, rules = value.pop("fixed", {}), value.pop("rules", {})
+    if not isinstance(fixed, dict):
+        raise _bad(path, "fixed", fixed)
+    if not isinstance(rules, dict):
+        raise _bad(path, "rules", rules)
+    for pattern, rule in rules.items():
+        if not isinstance(rule, dict) or rule.keys() != {"fused"} or not isinstance(rule["fused"], int) or rule["fused"] < 1:
+            raise _bad(path, f"rules.'{pattern}'", rule)
+    choices = {name: _choice(path, name, options) for name, options in value.items()}
+    return {"choices": choices, "fixed": fixed, "rules": {pattern: fused(rule["fused"]) for pattern, rule in rules.items()}}
+
+
+def _choice(path: Path, name: str, value: Any) -> list[Any] | Choice:
+    if isinstance(value, dict) and value.keys() == {"options", "length"} and isinstance(value["length"], int):
+        return Choice(tuple(_options(path, name, value["options"])), value["length"])
+    return _options(path, name, value)
+
+
+def _options(path: Path, name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value or not all(isinstance(option, int | float | str | bool) for option in value):
+        raise _bad(path, name, value)
+    return value
+
+
+def _bad(path: Path, name: str, value: Any) -> UserError:
+    return UserError(f"{path}: {name} = {value!r}", allowed=_ALLOWED_CHOICES, next_step="Correct that line")
+
+
+# ---- what a run remembers ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RecordedModel:
+    """The constructor of a run, loaded when it is first called; see the top of this module for when that is refused.
+
+    Attributes:
+        run: the run folder.
+    """
+
+    run: Path
+
+    @cached_property
+    def build(self) -> Callable[..., Any]:
+        """The constructor itself.
+
+        Raises:
+            UserError: the run does not remember one, was not made here, or the file has changed.
+        """
+        path = self.run / "model.json"
+        again = f"Name it again with the command that trained the run, or: nas.Run.open('{self.run}', space=nas.elastic(...))"
+        if not path.exists():
+            raise UserError(
+                f"{self.run} does not remember where its networks come from",
+                allowed="A constructor that is found by name in a file (not in a script that runs, a notebook, or a function)",
+                next_step=again,
+            )
+        value = read_json(path, "own-model", MODEL_VERSION, make="nas train-supernet --model FILE.py:FUNCTION")
+        file, made_in = Path(str(value.get("file"))), Path(str(value.get("folder")))
+        here = self.run.resolve()
+        if made_in != here or not file.is_absolute() or file.is_relative_to(here):
+            raise UserError(
+                f"{self.run} was made in {made_in}, with the networks of {file}: that file is not run unasked",
+                allowed="A run where it was made, and a model file outside of it",
+                next_step=again,
+            )
+        if not file.is_file() or file_hash(file) != value.get("sha256"):
+            raise UserError(
+                f"{file}, whose networks {self.run} has, is missing or was changed since",
+                allowed=f"The file with SHA-256 {str(value.get('sha256'))[:16]}...",
+                next_step="Restore the file, or train anew in another folder",
+            )
+        return _found_again(file, str(value.get("function")), str(value.get("module")))
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.build)
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.build(**arguments)
+
+
+def remember(run: Path, space: ElasticSpace) -> None:
+    """Write ``model.json``: where the constructor of a run's networks is; nothing where it is not found by name.
+
+    Raises:
+        UserError: the run remembers another constructor, or the file has changed since.
+    """
+    record = _record(run, space)
+    path = run / "model.json"
+    if path.exists() and record is not None:
+        known = read_json(path, "own-model", MODEL_VERSION, make="nas train-supernet --model FILE.py:FUNCTION")
+        for name in ("function", "sha256"):
+            if known.get(name) != record[name]:
+                raise UserError(
+                    f"{run} was made with {known.get('function')} of {known.get('file')}, {name} {known.get(name)}; "
+                    f"now it is {record[name]}",
+                    allowed="A run goes on with the networks that it began with",
+                    next_step="Restore the file, or choose another --out folder",
+                )
+    if record is not None:
+        write_json(path, "own-model", MODEL_VERSION, record)
+
+
+def _record(run: Path, space: ElasticSpace) -> dict[str, str] | None:
+    build: Any = space.build
+    name = getattr(build, "__qualname__", "")
+    module = getattr(build, "__module__", None)
+    if isinstance(build, RecordedModel) or "<" in name or not name or module == "__main__":
+        return None
+    source = getattr(sys.modules.get(str(module)), "__file__", None)
+    if source is None or not Path(source).is_file():
+        return None
+    file = Path(source).resolve()
+    where = {"file": str(file), "module": str(module), "function": name}
+    return {**where, "sha256": file_hash(file), "folder": str(run.resolve())}
+
+
+def _found_again(file: Path, function: str, module: str) -> Callable[..., Any]:
+    """The constructor in a file whose hash was checked: a part of an installed package is imported, not run on its own."""
+    if "." in module:
+        try:
+            package = importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f"module {module} cannot be imported ({error})", allowed="The package installed", next_step="Install it"
+            ) from None
+        if Path(str(package.__file__)).resolve() == file:
+            build: Callable[..., Any] = attrgetter(function)(package)
+            return build
+    return _loaded(file, function)
+
+
+def recorded_space(run: Path, value: Mapping[str, Any]) -> ElasticSpace:
+    """The elastic space that a run's description holds; its constructor is loaded when a network is first built."""
+    from supernets import elastic_space, fused
+
+    bare = ElasticSpace.from_dict(value)
+    rules = {}
+    for pattern, text in value["rules"].items():
+        kind, _, number = str(text).rstrip(")").partition("(groups=")
+        if kind != "Fused":
+            raise UserError(
+                f"{run} has a rule of your own for '{pattern}' ({text})",
+                allowed="Rules that are functions are not stored",
+                next_step=f"Open it with: nas.Run.open('{run}', space=nas.elastic(..., rules=...))",
+            )
+        rules[pattern] = fused(int(number))
+    whole = elastic_space(
+        RecordedModel(run),
+        bare.choices,
+        name=bare.name,
+        fixed=bare.fixed,
+        rules=rules,
+        input_shape=bare.parameters["input_shape"],
+        outputs=bare.parameters["outputs"],
+        block_level=bare.block_level,
+    )
+    restricted = whole.restrict({gene.name: gene.options for gene in bare.genes})
+    assert isinstance(restricted, ElasticSpace)
+    return restricted

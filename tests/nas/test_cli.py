@@ -1,0 +1,230 @@
+"""The command line: results on stdout, one clear error with exit code 2, nothing overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from nas.cli import main
+from nas.demo import Budget, DemoResult
+from search_spaces.artifacts import file_hash
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def nas(*arguments: object, cwd: Path | None = None) -> Result:
+    """Run a command in this process: a fresh one would spend its time on imports."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.chdir(cwd or Path.cwd()),
+        mock.patch.object(sys, "argv", ["nas", *map(str, arguments)]),
+        pytest.raises(SystemExit) as caught,
+    ):
+        main()
+    return Result(int(caught.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    text = " ".join(result.stderr.split())
+    assert text.count("error:") == 1
+    for word in words:
+        assert word in text, text
+    assert len(result.stderr.strip().splitlines()) >= 3  # what is wrong, what is allowed, what to do next
+
+
+def test_lists_as_text_and_json() -> None:
+    assert "ofa-mobilenet-v3" in nas("spaces").stdout
+    facts = json.loads(nas("spaces", "ofa-mobilenet-v3", "--json").stdout)
+    assert facts["networks"] == 25 * 7371**5
+    assert facts["extremes"]["largest"]["params"] == 7_664_760
+    rows = json.loads(nas("devices", "--json").stdout)
+    assert [row["available"] for row in rows if row["name"] == "onnxruntime-cpu"] == [True]
+    assert "onnxruntime-cpu" in nas("devices").stdout
+
+
+def test_search_export_verify_report(finished: Path) -> None:
+    again = nas("search", finished, "--samples", 24, "--points", 4, "--limit", "latency=1ms", "--force", "--json", "--quiet")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr == ""
+    rows = json.loads(again.stdout)
+    assert 1 <= len(rows) <= 4
+    exports = nas("export", finished, "--pick", "fastest", "--json")
+    assert exports.returncode == 0, exports.stderr
+    assert json.loads(exports.stdout)[0]["proven"] is True
+    assert nas("export", finished).returncode == 0
+    verified = nas("verify", finished, "--json")
+    assert verified.returncode == 0, verified.stderr
+    assert json.loads(verified.stdout)["summary"]["networks"] == len(rows)
+    page = Path(nas("report", finished).stdout.strip())
+    assert all(row["id"] in page.read_text() for row in rows)
+
+
+def test_results_as_text(finished: Path, budget: Budget) -> None:
+    profiled = nas("profile", finished)
+    assert profiled.returncode == 0, profiled.stderr
+    for words in ("layers; networks from", "layers, corrected", "MACs and an offset", "the same networks again"):
+        assert words in profiled.stdout
+    assert json.loads(nas("profile", finished, "--json").stdout)["quality"]["networks"] > 0
+    found = nas("search", finished, "--samples", budget.samples, "--points", 4, "--force")
+    assert found.returncode == 0, found.stderr
+    assert "accuracy (predicted)" in found.stdout
+    tuned = nas("finetune", finished, "--pick", "fastest", "--epochs", "0.2")
+    assert tuned.returncode == 0, tuned.stderr
+    assert "same top-1" in nas("export", finished).stdout
+    verified = nas("verify", finished)
+    assert verified.returncode == 0, verified.stderr
+    fastest = nas("search", finished, "--samples", budget.samples, "--points", 4, "--force", "--json")
+    assert f"{json.loads(fastest.stdout)[0]['id']}*" in verified.stdout  # fine-tuned
+    assert "ofa-mobilenet-v3" in nas("spaces", "ofa-mobilenet-v3").stdout
+
+
+def test_the_demo_tells_what_it_found(demo: DemoResult) -> None:
+    text = "\n".join(demo.lines())
+    for words in ("best verified", "trained alone", "median error", "files proven", "report.html"):
+        assert words in text
+    assert json.loads(json.dumps(demo.to_dict()))["passed"] is True
+
+
+def test_a_broken_limit_is_exit_code_1(finished: Path) -> None:
+    front = json.loads((finished / "front.json").read_text())
+    front["limits"]["latency"] = 1e-6
+    (finished / "front.json").write_text(json.dumps(front))
+    result = nas("verify", finished)
+    assert result.returncode == 1
+    assert "breaks a limit" in result.stderr
+    assert "latency <= 1e-06 ms" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train-supernet", "--data", "digitz", "--out", "x"], ["data set", "did you mean 'digits'"]),
+        (["train-supernet", "--data", "digits", "--out", "x", "--space", "small-mobilnet"], ["did you mean 'small-mobilenet'"]),
+        (["train-supernet", "--data", "digits", "--out", "x", "--recipe", "progresive"], ["did you mean 'progressive'"]),
+        (["train-supernet", "--data", "digits", "--out", "x", "--epochs", "-1"], ["epochs is above 0"]),
+        (["train-supernet", "--data", "digits", "--out", "x", "--resolution", "a,b"], ["--resolution a,b"]),
+        (["train-supernet", "--data", "folder:nowhere", "--out", "x"], ["nowhere"]),
+        (["train-supernet", "--data", "digits", "--out", "x", "--torch-device", "tpu"], ["cpu or cuda"]),
+        (["profile", "nowhere"], ["nowhere", "nas train-supernet"]),
+        (["profile"], ["--space and --out"]),
+        (["profile", "--space", "small-mobilenet", "--out", "t.json", "--device", "onnxruntime-cpi"], ["did you mean"]),
+        (["search", "nowhere"], ["does not exist"]),
+        (["report", "nowhere"], ["does not exist"]),
+        (["spaces", "cells"], ["unknown space"]),
+    ],
+)
+def test_bad_input_is_one_error(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    refused(nas(*arguments, cwd=tmp_path), *words)
+    assert not any(tmp_path.rglob("*.safetensors"))
+
+
+def overwrite(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda run: (run / name).write_bytes(content) and None
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    def damage(run: Path) -> None:
+        data = bytearray((run / name).read_bytes())
+        data[len(data) // 2] ^= 255
+        (run / name).write_bytes(data)
+
+    return damage
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda run: (run / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "command", "words"),
+    [
+        (flip("supernet.safetensors"), ["search", "--force", "--samples", "40"], ["supernet.safetensors", "damaged"]),
+        (remove("supernet.safetensors"), ["search", "--force", "--samples", "40"], ["not trained to the end"]),
+        (overwrite("run.json", b"{"), ["search"], ["run.json is damaged"]),
+        (overwrite("run.json", b"[]"), ["report"], ["run.json holds"]),
+        (overwrite("tables/onnxruntime-cpu.json", b"{]"), ["search", "--force"], ["onnxruntime-cpu.json", "damaged"]),
+        (overwrite("study.db", b"not a database"), ["search", "--force"], ["study.db"]),
+        (overwrite("front.json", b"{}"), ["export"], ["front.json"]),
+        (remove("front.json"), ["verify"], ["front.json", "nas search"]),
+        (lambda run: None, ["search"], ["front.json is there already", "--force"]),
+        (lambda run: None, ["search", "--force", "--limit", "latency=1us"], ["no network", "smallest latency"]),
+        (lambda run: None, ["search", "--force", "--limit", "latency"], ["NAME=VALUE"]),
+        (lambda run: None, ["search", "--force", "--samples", "3"], ["3 scored subnets"]),
+        (lambda run: None, ["search", "--force", "--objective", "accuracy"], ["Two or more"]),
+        (lambda run: None, ["search", "--force", "--objective", "accuracy", "--objective", "speed"], ["unknown objective"]),
+        (lambda run: None, ["search", "--force", "--predictor", "rigde"], ["did you mean 'ridge'"]),
+        (lambda run: None, ["export", "--pick", "beest"], ["no point of the front is 'beest'"]),
+        (lambda run: None, ["verify", "--device", "gpu"], ["unknown device 'gpu'"]),
+    ],
+)  # fmt: skip
+def test_a_damaged_run_is_one_error_and_stays_as_it_is(
+    finished: Path, damage: Callable[[Path], None], command: list[str], words: list[str]
+) -> None:
+    damage(finished)
+    before = {path: file_hash(path) for path in finished.rglob("*") if path.is_file() and path.name != "study.db"}
+    refused(nas(command[0], finished, *command[1:]), *words)
+    after = {path: file_hash(path) for path in finished.rglob("*") if path.is_file() and path.name != "study.db"}
+    assert after == before
+
+
+def test_another_runs_folder_is_not_touched(finished: Path, tmp_path: Path) -> None:
+    before = file_hash(finished / "run.json")
+    refused(nas("train-supernet", "--data", "fake", "--out", finished), "holds another run: its", "--out")
+    assert file_hash(finished / "run.json") == before
+    other = tmp_path / "papers"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    refused(nas("train-supernet", "--data", "digits", "--out", other), "exists and is not a run")
+    assert [p.name for p in other.iterdir()] == ["thesis.txt"]
+
+
+def test_a_changed_export_is_not_verified(finished: Path) -> None:
+    path = next((finished / "exports").glob("*.onnx"))
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(nas("verify", finished), path.name, "was changed", "nas export")
+
+
+def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["train-supernet", "--data", "fake:28x1x4", "--out", str(out), "--width", "0.25", "--epochs", "4"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-m", "nas", *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("train full"):
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, rest
+    assert "run the same command again" in rest
+    assert (out / "training" / "checkpoint.safetensors").exists()
+    assert not (out / "supernet.safetensors").exists()
+    refused(nas("search", out), "not trained to the end")
+    again = nas(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert (out / "supernet.safetensors").exists()
+    assert "trained already" in nas(*arguments).stderr

@@ -1,0 +1,241 @@
+"""Runs of networks of the user's own: the whole loop, what a run remembers, and what it refuses to run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import nas
+from nas.own_models import find_model, read_choices
+from search_spaces import UserError
+
+MODEL = """
+import torch
+from torch import nn
+from beside import WIDTH
+
+class Net(nn.Module):
+    def __init__(self, width, depth):
+        super().__init__()
+        self.stem = nn.Conv2d(1, WIDTH, 3, 2, 1)
+        self.body = nn.ModuleList(nn.Sequential(
+            nn.Conv2d(WIDTH if i == 0 else width, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        ) for i in range(depth))
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.body:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+def build(width, depth):
+    return Net(width, depth)
+"""
+CHOICES = "depth = [1, 2, 3]\nwidth = [2, 3, 4, 5, 6, 8, 10, 12]\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model file, its choices, and a trained run."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "beside.py").write_text("WIDTH = 4\n")
+    (folder / "model.py").write_text(MODEL)
+    (folder / "choices.toml").write_text(CHOICES)
+    given = read_choices(folder / "choices.toml")
+    space = nas.elastic(find_model(f"{folder / 'model.py'}:build"), given.pop("choices"), **given)
+    nas.train(nas.Supernet(space, seed=0), "fake:28x1x4", out=folder / "run", epochs=4, seed=0)
+    return folder
+
+
+def test_the_whole_loop_from_the_folder_alone(folder: Path) -> None:
+    run = folder / "run"
+    front = nas.search(run, samples=20, points=4, generations=5, seed=0)
+    assert len(front) >= 2
+    opened = nas.Run.open(run)
+    before = {name: tensor.clone() for name, tensor in opened.supernet().state_dict().items()}
+    nas.finetune(opened, pick="best", epochs=1)
+    assert all(tensor.equal(before[name]) for name, tensor in opened.supernet().state_dict().items())
+    exports = nas.export(run)
+    assert all(export.proven for export in exports)
+    assert [export.id for export in exports if export.finetuned] == [front.pick("best").arch.id]
+    for export in exports:
+        onnx.checker.check_model(onnx.load(run / "exports" / export.file), full_check=True)
+    verification = nas.verify(run)
+    assert len(verification.networks) == len(front)
+    table = nas.LatencyTable.load(run / "tables" / "onnxruntime-cpu.json")
+    space = nas.Run.open(run).space
+    assert set(table.entries) == {layer.key for layer in space.layers()}
+    assert table.bind(space).estimate(space.largest) > 0
+    assert nas.report(run).is_file()
+
+
+def test_training_resumes_and_is_done_once(folder: Path) -> None:
+    space = nas.elastic(find_model(f"{folder / 'model.py'}:build"), read_choices(folder / "choices.toml")["choices"])
+    again = nas.Supernet(space, seed=9)
+    nas.train(again, "fake:28x1x4", out=folder / "run", epochs=4, seed=0)
+    stored = nas.Run.open(folder / "run").supernet()
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), stored.parameters(), strict=True))
+
+
+def test_a_model_file_that_changed_is_not_run(folder: Path) -> None:
+    file = folder / "model.py"
+    try:
+        file.write_text(MODEL + "\nraise SystemError('run')\n")
+        run = nas.Run.open(folder / "run")
+        assert run.space.count() == 24  # the choices need no code
+        with pytest.raises(UserError, match=r"model.py, whose networks .* has, is missing or was changed"):
+            run.supernet()
+    finally:
+        file.write_text(MODEL)
+
+
+def test_a_run_from_elsewhere_runs_nothing_until_the_model_is_given(folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(folder / "run", moved)
+    with pytest.raises(UserError, match="is not run unasked"):
+        nas.Run.open(moved).supernet()
+    given = read_choices(folder / "choices.toml")["choices"]
+    space = nas.elastic(find_model(f"{folder / 'model.py'}:build"), given)
+    assert nas.Run.open(moved, space=space).supernet().classes == 4
+    with pytest.raises(UserError, match="another space"):
+        nas.Run.open(moved, space=nas.elastic(find_model(f"{folder / 'model.py'}:build"), given | {"depth": [1, 2]}))
+    # The command that trained it, with the model named by the user, makes it a run of this place.
+    nas.train(nas.Supernet(space), "fake:28x1x4", out=moved, epochs=4, seed=0)
+    assert nas.Run.open(moved).supernet().classes == 4
+
+
+def test_a_model_file_inside_the_run_is_never_run(folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "bundle"
+    shutil.copytree(folder / "run", moved)
+    shutil.copy(folder / "model.py", moved / "model.py")
+    record = json.loads((moved / "model.json").read_text())
+    record |= {"file": str(moved / "model.py"), "folder": str(moved)}
+    (moved / "model.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="is not run unasked"):
+        nas.Run.open(moved).supernet()
+
+
+def test_constructors_without_a_file_need_the_space_again(tmp_path: Path) -> None:
+    def local(width: int) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, width), torch.nn.ReLU(), torch.nn.Linear(width, 4))
+
+    space = nas.elastic(local, {"width": [4, 8]})
+    run = nas.train(nas.Supernet(space), "fake:28x1x4", out=tmp_path / "run", epochs=1)
+    assert run.supernet().classes == 4  # the run at hand knows it
+    with pytest.raises(UserError, match="does not remember where its networks come from"):
+        nas.Run.open(tmp_path / "run").supernet()
+    assert nas.Run.open(tmp_path / "run", space=space).supernet().classes == 4
+
+
+def test_weights_are_a_part_of_the_run(folder: Path, tmp_path: Path) -> None:
+    build = find_model(f"{folder / 'model.py'}:build")
+    torch.save(build(width=6, depth=2).state_dict(), tmp_path / "w.pt")
+    space = nas.elastic(build, {"depth": [1, 2], "width": [4, 6]})
+    run = nas.train(nas.Supernet(space), "fake:28x1x4", out=tmp_path / "run", epochs=1, weights=tmp_path / "w.pt")
+    assert run.settings["weights"]["file"] == "w.pt"
+    with pytest.raises(UserError, match="another run: its weights"):
+        nas.train(nas.Supernet(space), "fake:28x1x4", out=tmp_path / "run", epochs=1)
+
+
+def command(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code and error text of a command."""
+    from nas.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["nas", *arguments])
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0
+    return code, capsys.readouterr().err
+
+
+def test_from_the_command_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = find_model(f"{folder / 'model.py'}:build")
+    torch.save(build(width=12, depth=3).state_dict(), tmp_path / "w.pt")
+    named = ["--model", f"{folder / 'model.py'}:build", "--choices", str(folder / "choices.toml"), "--data", "fake:28x1x4"]
+    arguments = ["train-supernet", *named, "--epochs", "1", "--out", str(tmp_path / "run"), "--weights", str(tmp_path / "w.pt")]
+    code, text = command(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0, text
+    assert "start from" in text
+    assert nas.Run.open(tmp_path / "run").space.shrink == ("depth", "width")
+
+
+@pytest.mark.parametrize(
+    ("model", "choices", "message"),
+    [
+        ("model.py", CHOICES, "FILE.py:FUNCTION"),
+        ("absent.py:build", CHOICES, "does not exist"),
+        ("model.py:bild", CHOICES, "did you mean 'build'"),
+        ("model.py:WIDTH", CHOICES, "is no function"),
+        ("broken.py:build", CHOICES, "broken.py raised SyntaxError"),
+        ("raises.py:build", CHOICES, "raises.py raised RuntimeError: no luck"),
+        ("model.py:build", "depth = 3\n", "depth = 3"),
+        ("model.py:build", "depth = []\n", "depth = []"),
+        ("model.py:build", "depth = [1,\n", "choices.toml: "),
+        ("model.py:build", "", "a space without choices"),
+        ("model.py:build", CHOICES + "[rules]\n'*' = 3\n", "rules.'*' = 3"),
+        ("model.py:build", "depth = [1, 2]\n", "the constructor needs 'width'"),
+        ("model.py:build", "width = [4, 8]\ndepth = [2, 1]\n", "module 'body.1.0' is in build(width=4, depth=2)"),
+    ],
+)
+def test_bad_input_exits_with_two_and_names_it(
+    folder: Path,
+    tmp_path: Path,
+    model: str,
+    choices: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(folder / "model.py", tmp_path)
+    shutil.copy(folder / "beside.py", tmp_path)
+    (tmp_path / "broken.py").write_text("def build(:\n")
+    (tmp_path / "raises.py").write_text("raise RuntimeError('no luck')\n")
+    (tmp_path / "choices.toml").write_text(choices)
+    arguments = ["train-supernet", "--model", str(tmp_path / model), "--choices", str(tmp_path / "choices.toml")]
+    arguments += ["--data", "fake:28x1x4", "--out", str(tmp_path / "run")]
+    code, text = command(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2, text
+    assert message in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_choices_in_toml(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('a = [1, 2]\n[b]\noptions = [3, 5]\nlength = 4\n[fixed]\nc = 7\n[rules]\n"*.qkv" = {fused = 3}\n')
+    assert read_choices(file) == {
+        "choices": {"a": [1, 2], "b": nas.Choice((3, 5), 4)},
+        "fixed": {"c": 7},
+        "rules": {"*.qkv": nas.fused(3)},
+    }
+
+
+@pytest.mark.shared_data
+def test_spoken_digits(shared_data: Path, tmp_path: Path) -> None:
+    """A 1-D network on real speech learns in a few epochs: one in ten is chance."""
+    from tests.own_networks import SignalCnn
+
+    with np.load(shared_data / "fsdd_speech8k.npz") as stored:
+        audio, offset, label = stored["audio"], stored["offset"], stored["label"]
+    chosen = range(0, len(label), 2)
+    x = np.zeros((len(chosen), 1, 2000), np.int16)
+    for row, index in zip(x, chosen, strict=True):
+        part = audio[offset[index] : offset[index + 1]][::2][:2000]
+        row[0, : len(part)] = part
+    np.savez(tmp_path / "speech.npz", x=x, y=label[::2])
+    choices = {"kernel": [5, 9], "widths": nas.Choice((8, 12, 16), 5)}
+    space = nas.elastic(SignalCnn, choices, fixed={"classes": 10})
+    run = nas.train(nas.Supernet(space, seed=0), f"npz:{tmp_path / 'speech.npz'}", out=tmp_path / "run", epochs=12)
+    log = json.loads((run.path / "training" / "log.json").read_text())
+    assert log["phases"][-1]["largest"] > 0.3
+    assert run.space.macs(run.space.largest) > run.space.macs(run.space.smallest)

@@ -1,0 +1,86 @@
+"""Laws of predictors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+import predictors
+import search_spaces
+from search_spaces import SearchSpace, UserError
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    return search_spaces.build("small-mobilenet")
+
+
+def planted(space: SearchSpace, n: int, *, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Values that are additive in the options of active genes, as shares between 0 and 1."""
+    rng = np.random.default_rng(seed)
+    rows = space.sample_rows(n, rng, per_gene=True)
+    weights = np.random.default_rng(99).normal(size=int(space.lengths.sum()))
+    values = 0.8 + 0.01 * (space.encode(rows) @ weights) + rng.normal(0, noise, n)
+    return rows, np.clip(values, 0, 1)
+
+
+@pytest.mark.parametrize("kind", [*predictors.PREDICTORS, "auto"])
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_planted_function_is_found(space: SearchSpace, kind: str, shares: bool) -> None:
+    rows, values = planted(space, 300, noise=0.002)
+    unseen, truth = planted(space, 200, noise=0.0, seed=1)
+    prediction = predictors.build(kind, space, shares=shares).fit(rows, values).predict(unseen)
+    assert prediction.mean.shape == prediction.std.shape == (200,)
+    assert np.corrcoef(prediction.mean, truth)[0, 1] > 0.95
+    assert (prediction.std > 0).all()
+    assert np.mean(np.abs(prediction.mean - truth) < 3 * prediction.std) > 0.9
+    if shares:
+        assert ((prediction.mean > 0) & (prediction.mean < 1)).all()
+
+
+def test_fit_is_repeatable_and_does_not_change_its_input(space: SearchSpace) -> None:
+    rows, values = planted(space, 60, noise=0.01)
+    before = rows.copy(), values.copy()
+    a = predictors.build("auto", space).fit(rows, values)
+    b = clone(a).fit(rows, values)
+    assert (a.predict(rows).mean == b.predict(rows).mean).all()
+    assert (rows == before[0]).all()
+    assert (values == before[1]).all()
+    assert a.fit(rows, values) is a
+    archs = space.from_array(rows)
+    assert np.allclose(a.predict(archs).mean, a.predict(rows).mean)
+
+
+def test_auto_takes_the_kind_with_the_smallest_error(space: SearchSpace) -> None:
+    rows, values = planted(space, 120, noise=0.005)
+    auto = predictors.build("auto", space).fit(rows, values)
+    assert auto.errors_[auto.kind_] == min(auto.errors_.values())
+    assert set(auto.errors_) == set(predictors.PREDICTORS)
+
+
+def test_the_card_is_honest_about_noise(space: SearchSpace) -> None:
+    rows, values = planted(space, 120, noise=0.002)
+    card = predictors.report_card(predictors.build("ridge", space), rows, values)
+    assert card.kendall is not None
+    assert card.kendall > 0.8
+    assert card.rmse < 0.5 * card.spread
+    assert 0.8 < card.covered_90 <= 1.0
+    nothing = np.random.default_rng(5).normal(0.5, 0.1, 120)
+    blind = predictors.report_card(predictors.build("ridge", space), rows, nothing)
+    assert blind.rmse > 0.9 * blind.spread
+    assert blind.kendall is None or abs(blind.kendall) < 0.3
+    flat = predictors.report_card(predictors.build("ridge", space), rows, np.full(120, 0.5))
+    assert flat.kendall is None
+    assert flat.rmse == pytest.approx(0.0, abs=1e-9)
+
+
+def test_bad_input_is_named(space: SearchSpace) -> None:
+    rows, values = planted(space, 30, noise=0.01)
+    with pytest.raises(UserError, match="did you mean 'ridge'"):
+        predictors.build("rigde", space)
+    for bad in (values[:5], np.full(30, np.nan), values[:, None]):
+        with pytest.raises(UserError, match="One finite value for each"):
+            predictors.build("ridge", space).fit(rows, bad)
+    with pytest.raises(UserError, match="at least 10"):
+        predictors.build("ridge", space).fit(rows[:4], values[:4])
