@@ -138,17 +138,20 @@ def _table_path(out: str | Path | None, device: str) -> Path | None:
     return path if path.suffix == ".json" else path / "tables" / f"{device}.json"
 
 
-def predictor(kind: str, space: SearchSpace, *, shares: bool = False) -> ArchitecturePredictor:
-    """An unfitted predictor over a space: ``ridge``, ``gaussian-process``, or ``auto`` (chosen by cross-validation).
-
-    ``predictor.fit(archs, values)``, then ``predictor.predict(archs)`` gives ``.mean`` and ``.std``.
+def predictor(
+    kind: str, space: SearchSpace, *, shares: bool = False, hidden_layer_sizes: Sequence[int] | None = None
+) -> ArchitecturePredictor:
+    """An unfitted predictor over a space: ``predictor.fit(archs, values)``, then ``.predict(archs)`` gives ``.mean``, ``.std``.
 
     Args:
+        kind: ``ridge``, ``polynomial-ridge``, ``gaussian-process``, ``svr``, ``mlp``, ``gradient-boosting``,
+            ``nearest-neighbour``, ``stack``, or ``auto``: the best of the quick ones in cross-validation.
         shares: the values are accuracies in 0..1; fitted as log odds.
+        hidden_layer_sizes: of ``mlp``; default three layers of 400, as in Once-for-all.
     """
     import predictors
 
-    return predictors.build(kind, space, shares=shares)
+    return predictors.build(kind, space, shares=shares, hidden_layer_sizes=hidden_layer_sizes)
 
 
 def score(

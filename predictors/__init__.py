@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from predictors.card import ReportCard, report_card
-    from predictors.predictor import PREDICTORS, ArchitecturePredictor, Prediction, build
+    from predictors.models import AUTO, PREDICTORS
+    from predictors.predictor import ArchitecturePredictor, Prediction, build
 
-__all__ = ["PREDICTORS", "ArchitecturePredictor", "Prediction", "ReportCard", "build", "report_card"]
+__all__ = ["AUTO", "PREDICTORS", "ArchitecturePredictor", "Prediction", "ReportCard", "build", "report_card"]
 
 _HOMES = {
+    "AUTO": "predictors.models",
     "ArchitecturePredictor": "predictors.predictor",
-    "PREDICTORS": "predictors.predictor",
+    "PREDICTORS": "predictors.models",
     "Prediction": "predictors.predictor",
     "ReportCard": "predictors.card",
     "build": "predictors.predictor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,6 +162,14 @@ class ArchitectureProcess:
         prior = np.exp(self.weights_.both) + np.exp(self.weights_.alone).sum()
         left = np.maximum(prior - (explained**2).sum(axis=0), 0.0) + (np.exp(self.weights_.noise) if noise else 0.0)
         return (covariance @ self._solved) * self.scale_ + self.center_, np.sqrt(left) * self.scale_
+
+    def residuals(self, left_out: Sequence[NDArray[np.intp]]) -> Values:
+        """Prediction minus value of the fitted rows, each part predicted from all others in closed form, (N,)."""
+        inverse = cho_solve((self._root, True), np.eye(len(self._solved)))
+        found = np.empty(len(self._solved))
+        for part in left_out:
+            found[part] = -np.linalg.solve(inverse[np.ix_(part, part)], self._solved[part]) * self.scale_
+        return found
 
     def sample(self, rows: Rows, count: int, rng: np.random.Generator) -> Values:
         """Joint draws of the function without measurement noise, (count, N)."""

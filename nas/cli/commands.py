@@ -190,7 +190,7 @@ def search(
     objective: Annotated[list[str] | None, typer.Option(help="accuracy, latency, macs, params, size, memory; repeat.")] = None,
     samples: Annotated[int, typer.Option(help="Scored subnets that the accuracy predictor learns from.")] = 100,
     points: Annotated[int, typer.Option(help="Networks on the front.")] = 16,
-    predictor: Annotated[str, typer.Option(help="auto, ridge or gaussian-process.")] = "auto",
+    predictor: Annotated[str, typer.Option(help="auto, ridge, gaussian-process, svr, mlp ...")] = "auto",
     seed: Seed = 0,
     force: Force = False,
     as_json: AsJson = False,
