@@ -1,0 +1,53 @@
+"""Options that commands share, and what several of them do with theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nas.cli.terminal import EXIT_INTERRUPTED, Stop, TerminalProgress
+from search_spaces.errors import UserError
+
+if TYPE_CHECKING:
+    from search_spaces import SearchSpace
+
+__all__ = ["AsJson", "DeviceName", "Force", "Quiet", "RunFolder", "Seed", "chosen_space", "interruptible"]
+
+RunFolder = Annotated[Path, typer.Argument(help="Run folder, as nas train-supernet made it.")]
+DeviceName = Annotated[str, typer.Option("--device", help="Device; see nas devices.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
+@contextmanager
+def interruptible(progress: TerminalProgress) -> Iterator[Stop]:
+    """Long training inside: Ctrl-C finishes the step, saves, and exits with 130."""
+    from supernets import Interrupted
+
+    with Stop().listening() as stop:
+        try:
+            yield stop
+        except Interrupted as event:
+            progress.say(f"{event}; run the same command again to go on")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def chosen_space(name: str, width: float | None, image: int | None, resolution: str | None) -> SearchSpace:
+    """A built-in space with the parameters that were given."""
+    import nas
+
+    given: dict[str, Any] = {"width": width, "image": image}
+    if resolution:
+        try:
+            given["resolution"] = sorted({int(part) for part in resolution.split(",")})
+        except ValueError:
+            raise UserError(
+                f"--resolution {resolution}", allowed="Whole numbers with commas", next_step="Write: --resolution 24,28,32"
+            ) from None
+    return nas.space(name, **{key: value for key, value in given.items() if value is not None})
