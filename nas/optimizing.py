@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -117,38 +117,70 @@ def optimize(
     task = make_task(
         space, objectives=objectives, known=known or {}, limits=limits or {}, budget=budget, batch=batch, seed=seed
     )
-    chosen = make_strategy(strategy, task)
-    archive = Archive.of(task)
-    everything = _everything(task)
-
-    def so_far() -> OptimizeResult:
-        return _result(task, archive, objectives, limits or {}, strategy)
-
+    run = _Run(task, evaluate, strategy, dict(objectives), {name: float(bound) for name, bound in (limits or {}).items()})
     progress.start(f"optimize ({strategy})", budget)
     try:
-        while len(archive) < budget:
-            n = min(batch, budget - len(archive))
-            rows = chosen.ask(n) if everything is None else everything[len(archive) : len(archive) + n]
+        for count in run.batches():
+            progress.advance(count)
+            if callback is not None:
+                callback(run.result())
+    except BaseException as error:
+        with suppress(AttributeError, TypeError):  # a class with slots has no room; the callback has seen every batch
+            error.result = run.result()  # type: ignore[attr-defined]
+        raise
+    finally:
+        progress.stop()
+    return run.result()
+
+
+class _Run:
+    """A strategy at work on a task."""
+
+    def __init__(
+        self, task: Task, evaluate: Evaluate, strategy: str, objectives: dict[str, str], limits: dict[str, float]
+    ) -> None:
+        self.task = task
+        self.evaluate = evaluate
+        self.name = strategy
+        self.strategy = make_strategy(strategy, task)
+        self.objectives = objectives
+        self.limits = limits
+        self.archive = Archive.of(task)
+
+    def batches(self) -> Iterator[int]:
+        """Evaluate batch by batch until the budget is spent or nothing is left; yields how many each one had."""
+        task, archive = self.task, self.archive
+        everything = _everything(task)
+        while len(archive) < task.budget:
+            n = min(task.batch, task.budget - len(archive))
+            rows = self.strategy.ask(n) if everything is None else everything[len(archive) : len(archive) + n]
             if not len(rows):
-                break
+                return
             assert len(rows) <= n
             assert archive.new(rows).all()
-            values, failure = _evaluated(task, evaluate, rows)
+            values, failure = _evaluated(task, self.evaluate, rows)
             finished = np.isfinite(values).all(axis=1)
             archive.add(rows[finished], values[finished])
             if failure is not None:
                 raise failure
-            chosen.tell(rows, values)
-            progress.advance(len(rows))
-            if callback is not None:
-                callback(so_far())
-    except BaseException as error:
-        with suppress(AttributeError, TypeError):  # a class with slots has no room; the callback has seen every batch
-            error.result = so_far()  # type: ignore[attr-defined]
-        raise
-    finally:
-        progress.stop()
-    return so_far()
+            self.strategy.tell(rows, values)
+            yield len(rows)
+
+    def result(self) -> OptimizeResult:
+        """The trials so far and their front."""
+        import pandas as pd
+
+        task, archive = self.task, self.archive
+        archs = task.space.from_array(archive.rows)
+        plain = archive.values * [quantity.sign for quantity in task.quantities]
+        columns = {quantity.name: plain[:, at] for at, quantity in enumerate(task.quantities)}
+        trials = pd.DataFrame({"architecture": pd.Series(archs, dtype=object), **columns})
+        points = [
+            Point(arch, dict(zip(columns, values, strict=True)), {}) for arch, values in zip(archs, plain.tolist(), strict=True)
+        ]
+        provenance = {"strategy": self.name, "seed": task.seed, "budget": task.budget, "evaluations": len(archive)}
+        front = ParetoFront.of(task.space, points, objectives=self.objectives, limits=self.limits, provenance=provenance)
+        return OptimizeResult(trials, front)
 
 
 def _everything(task: Task) -> Rows | None:
@@ -201,22 +233,3 @@ def _column(returned: Any, name: str, count: int) -> tuple[Values, str | None]:
 
 def _names(task: Task, columns: Sequence[int]) -> list[str]:
     return [task.quantities[column].name for column in columns]
-
-
-def _result(
-    task: Task, archive: Archive, objectives: Mapping[str, str], limits: Mapping[str, float], strategy: str
-) -> OptimizeResult:
-    import pandas as pd
-
-    archs = task.space.from_array(archive.rows)
-    plain = archive.values * [quantity.sign for quantity in task.quantities]
-    columns = {quantity.name: plain[:, at] for at, quantity in enumerate(task.quantities)}
-    trials = pd.DataFrame({"architecture": pd.Series(archs, dtype=object), **columns})
-    points = [
-        Point(arch, dict(zip(columns, values, strict=True)), {}) for arch, values in zip(archs, plain.tolist(), strict=True)
-    ]
-    provenance = {"strategy": strategy, "seed": task.seed, "budget": task.budget, "evaluations": len(archive)}
-    bounds = {name: float(bound) for name, bound in limits.items()}
-    return OptimizeResult(
-        trials, ParetoFront.of(task.space, points, objectives=objectives, limits=bounds, provenance=provenance)
-    )

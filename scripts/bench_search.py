@@ -57,6 +57,7 @@ def area(accuracy: np.ndarray, cost: np.ndarray, worst: tuple[float, float]) -> 
 
 
 def front(accuracy: np.ndarray, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points that no other one dominates, by rising cost."""
     order = np.lexsort((-accuracy, cost))
     best = np.maximum.accumulate(accuracy[order])
     kept = order[np.concatenate([[True], best[1:] > best[:-1]])]
@@ -86,6 +87,7 @@ def tabulated(choices: dict[str, list[int]], keys: np.ndarray, accuracy: np.ndar
 
 
 def nasbench201(data: Path, dataset: str, device: str) -> Problem:
+    """Accuracy and latency of a cell, both measured."""
     table = pd.read_parquet(data / "nb201_accuracy.parquet")
     latency = pd.read_parquet(data / "nb201_latency_help.parquet")
     operations = ["op_01", "op_02", "op_12", "op_03", "op_13", "op_23"]
@@ -100,6 +102,7 @@ def nasbench201(data: Path, dataset: str, device: str) -> Problem:
 
 
 def macro(data: Path, cost: str) -> Problem:
+    """Accuracy of a chain against an exact cost."""
     table = pd.read_csv(data / "nasbench_macro_cifar10.csv", dtype={"arch": str})
     keys = np.array([[int(digit) for digit in arch] for arch in table["arch"]])
     choices = {f"block_{i}": [0, 1, 2] for i in range(keys.shape[1])}
@@ -121,6 +124,7 @@ def attentive_values(archs: list[nas.Architecture]) -> np.ndarray:
 
 
 def divisible(channels: np.ndarray) -> np.ndarray:
+    """The nearest multiple of eight that is not more than a tenth smaller."""
     nearest = np.maximum(8, (channels + 4) // 8 * 8)
     return np.where(nearest < 0.9 * channels, nearest + 8, nearest)
 
@@ -175,6 +179,7 @@ BEST_HYPERVOLUME = 0.95153  # scaled to these ranges, reference point 1.05 in bo
 
 
 def attentive(data: Path) -> Problem:
+    """A published accuracy predictor against exact MACs."""
     choices: dict[str, list[int]] = {"resolution": [192, 224, 256, 288]}
     for name, options in (("width", WIDTHS), ("depth", DEPTHS), ("kernel", [[3, 5]] * 7), ("expand", EXPANDS)):
         choices |= {f"{name}_{stage}": stage_options for stage, stage_options in enumerate(options)}
@@ -196,6 +201,7 @@ def attentive(data: Path) -> Problem:
 
 
 def make(name: str, data: Path) -> Problem:
+    """A problem by name."""
     family, _, rest = name.partition("/")
     if family == "nb201":
         return nasbench201(data, *rest.split("/"))
@@ -233,6 +239,7 @@ def run(problem: Problem, strategy: str, seed: int, budgets: list[int], batch: i
 
 
 def main() -> None:
+    """Run every strategy on every problem and print the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--seeds", type=int, default=10)
