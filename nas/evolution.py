@@ -62,9 +62,10 @@ def evolve(
         if generation:
             first, second = (rows[np.minimum(*rng.integers(len(rows), size=(2, population)))] for _ in range(2))
             made = _new(space.mutate(space.crossover(first, second, rng), rng), rows)
-            made_costs, made_violation = price(made)
-            rows, costs = np.concatenate([rows, made]), np.concatenate([costs, made_costs])
-            violation = np.concatenate([violation, made_violation])
+            if len(made):
+                made_costs, made_violation = price(made)
+                rows, costs = np.concatenate([rows, made]), np.concatenate([costs, made_costs])
+                violation = np.concatenate([violation, made_violation])
         within = violation <= 0
         least = min(least, float(violation.min(initial=np.inf)))
         front, front_costs = np.concatenate([front, rows[within]]), np.concatenate([front_costs, costs[within]])

@@ -11,7 +11,7 @@ import numpy as np
 
 from nas.pareto import ParetoFront, Point, non_dominated
 from nas.problems import Known, make_task
-from nas.strategies import Archive, Task, make_strategy
+from nas.strategies import Archive, Strategy, Task, make_strategy
 from nas.strategies.task import Rows, Values
 from search_spaces import Architecture, SearchSpace
 from search_spaces.errors import UserError
@@ -86,7 +86,7 @@ def optimize(
     limits: Mapping[str, float] | None = None,
     budget: int = 200,
     batch: int = 20,
-    strategy: str = "default",
+    strategy: str | Callable[[Task], Strategy] = "default",
     seed: int = 0,
     callback: Callable[[OptimizeResult], None] | None = None,
     progress: Progress = SILENT,
@@ -104,7 +104,8 @@ def optimize(
         batch: networks per call of ``evaluate``, at most.
         strategy: a name of `nas.strategies.STRATEGIES`: ``default`` models what is measured with Gaussian processes and
             proposes batches by expected gain of hypervolume; ``random``, ``evolution``, ``linas``, pymoo's ``nsga2`` ...
-            and Optuna's ``optuna-tpe`` ... are for comparison.
+            and Optuna's ``optuna-tpe`` ... are for comparison. Or your own: a function of a `Task` that makes a
+            `Strategy`; `nas.testing.check_strategy` checks it.
         seed: of everything random; the same seed and values give the same result.
         callback: called with the result so far after every batch.
 
@@ -118,7 +119,7 @@ def optimize(
         space, objectives=objectives, known=known or {}, limits=limits or {}, budget=budget, batch=batch, seed=seed
     )
     run = _Run(task, evaluate, strategy, dict(objectives), {name: float(bound) for name, bound in (limits or {}).items()})
-    progress.start(f"optimize ({strategy})", budget)
+    progress.start(f"optimize ({run.name})", budget)
     try:
         for count in run.batches():
             progress.advance(count)
@@ -137,12 +138,17 @@ class _Run:
     """A strategy at work on a task."""
 
     def __init__(
-        self, task: Task, evaluate: Evaluate, strategy: str, objectives: dict[str, str], limits: dict[str, float]
+        self,
+        task: Task,
+        evaluate: Evaluate,
+        strategy: str | Callable[[Task], Strategy],
+        objectives: dict[str, str],
+        limits: dict[str, float],
     ) -> None:
         self.task = task
         self.evaluate = evaluate
-        self.name = strategy
-        self.strategy = make_strategy(strategy, task)
+        self.name = strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "own")
+        self.strategy = make_strategy(strategy, task) if isinstance(strategy, str) else strategy(task)
         self.objectives = objectives
         self.limits = limits
         self.archive = Archive.of(task)

@@ -1,29 +1,34 @@
-"""The conformance suite of a search space: what every family here keeps, and a space of your own should.
+"""The conformance suites of search spaces and of search strategies: what those here keep, and your own should.
 
 ``from nas.testing import check_space; check_space(space)`` in a test of yours. It takes seconds for a small space: choose
-few and small resolutions, and restrict wide choices. A failure is an ``AssertionError`` that says which law is broken.
+few and small resolutions, and restrict wide choices. `check_strategy` does the same for a strategy. A failure is an
+``AssertionError`` that says which law is broken.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import search_spaces
 from latency_tables import open_device
 from nas.exporting import onnx_model
-from search_spaces import Architecture, ElasticSpace, SearchSpace
+from nas.strategies import Archive, Quantity, Strategy, Task
+from search_spaces import Architecture, Choice, ElasticSpace, SearchSpace
 from search_spaces.errors import UserError
 from supernets import Supernet, recalibrate
 
-__all__ = ["check_export", "check_lowering", "check_rows", "check_space", "check_supernet"]
+__all__ = ["check_export", "check_lowering", "check_rows", "check_space", "check_strategy", "check_supernet"]
 
 TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit
 BATCH = 4
+SEEDED = ("two measured objectives", "one objective")  # tasks of strategies that are run twice
 MOST_STEPS = 100  # architectures trained at most until every parameter has had a gradient
 
 
@@ -179,3 +184,103 @@ def _images(supernet: Supernet, arch: Architecture, n: int = BATCH) -> Tensor:
     shape = supernet.space.lower(arch)[0].in_shape
     generator = torch.Generator().manual_seed(shape[-1])
     return torch.randn(n, *shape, generator=generator).to(memory_format=torch.channels_last)
+
+
+# ---- strategies -----------------------------------------------------------------------------------------------------
+
+
+def check_strategy(make: Callable[[Task], Strategy], *, seed: int = 0) -> None:
+    """What every search strategy here keeps, and one of your own should: ``check_strategy(MyStrategy)``.
+
+    On problems with one to three objectives, with known and measured limits, on large, conditional and tiny spaces: at
+    most as many networks as asked for, each once, canonical, within the known limits, never one that it was told, its
+    own or another's; the same seed asks for the same networks; a space is used up without repetition.
+
+    Args:
+        make: a task (`nas.strategies.Task`) to a strategy. It may refuse a task with a `UserError`, but not all of them.
+
+    Raises:
+        AssertionError: a law is broken.
+    """
+    tasks = _strategy_tasks(seed)
+    refused = 0
+    for name, task in tasks.items():
+        try:
+            make(task)
+        except UserError:
+            refused += 1
+            continue
+        asked = _asked_until_done(name, make(task), task)
+        if name in SEEDED:
+            again = _asked_until_done(name, make(task), task)
+            assert np.array_equal(asked, again), f"{name}: the same seed asks for other networks"
+    assert refused < len(tasks), "every task was refused"
+
+
+def _asked_until_done(name: str, strategy: Strategy, task: Task) -> NDArray[np.int64]:
+    """All rows that a strategy asked for, checked batch by batch, until the budget is spent or nothing is left."""
+    archive = Archive.of(task)
+    weights = np.random.default_rng(task.seed).normal(size=(len(task.space.genes), len(task.quantities)))
+
+    def tell(rows: NDArray[np.int64]) -> None:
+        values = task.known(rows)
+        values[:, task.measured] = (rows @ weights + np.sin(rows**2 @ weights))[:, task.measured]
+        archive.add(rows, values)
+        strategy.tell(rows, values)
+
+    asked = []
+    while len(archive) < task.budget:
+        n = min(task.batch, task.budget - len(archive))
+        for attempt in range(2 if len(asked) == 1 else 1):  # asked again without being told
+            rows = strategy.ask(n)
+            again = " when asked again" if attempt else ""
+            assert rows.shape == (len(rows), len(task.space.genes)), f"{name}: rows of shape {rows.shape}{again}"
+            assert len(rows) <= n, f"{name}: {len(rows)} networks where {n} were asked for{again}"
+            assert np.array_equal(task.space.canonical(rows), rows), f"{name}: rows are not canonical{again}"
+            assert len(task.space.unique(rows)) == len(rows), f"{name}: a network twice in a batch{again}"
+            assert archive.new(rows).all(), f"{name}: a network that it was told already{again}"
+            assert task.allowed(rows).all(), f"{name}: a network outside the known limits{again}"
+        if not len(rows):
+            break
+        asked.append(rows)
+        tell(rows)
+        if len(asked) == 1 and task.listed is None:  # results of another worker
+            tell(task.draw(3, archive, np.random.default_rng(5)))
+    left = 0 if task.listed is None else int(archive.new(task.listed).sum())
+    assert len(archive) == task.budget or not left, f"{name}: nothing more although {left} networks are left"
+    return np.concatenate(asked)
+
+
+def _strategy_tasks(seed: int) -> dict[str, Task]:
+    """Small tasks of every kind, by what is special about them."""
+    plain = SearchSpace({f"gene_{i}": [1, 2, 3, 4] for i in range(12)}, name="plain")
+    words = SearchSpace({f"op_{i}": ["none", "skip", "conv"] for i in range(10)}, name="words")
+    tiny = SearchSpace({"a": [0, 1, 2], "b": [0, 1, 2], "c": [0]}, name="tiny")
+    stages = {
+        "depth": Choice((1, 2, 3), 2),
+        "kernel": Choice(
+            (3, 5, 7), 6, tuple(None if i == 0 else (f"depth[{s}]", (2, 3)[i - 1 :]) for s in (0, 1) for i in range(3))
+        ),
+    }
+    conditional = SearchSpace(stages, name="conditional")
+
+    def size(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        return rows.sum(axis=1).astype(np.float64)
+
+    gain = Quantity("gain", maximise=True, objective=True)
+    cost = Quantity("cost", maximise=False, objective=True)
+    known = Quantity("size", maximise=False, objective=True, known=size)
+    third = Quantity("power", maximise=False, objective=True)
+    floor = Quantity("margin", maximise=True, objective=False, bound=1.0)
+    few = Quantity("size", maximise=False, objective=False, bound=4.0, known=size)
+    kinds = {
+        "two measured objectives": (plain, (gain, cost), 25),
+        "one objective": (words, (gain,), 25),
+        "three objectives": (conditional, (gain, known, third), 25),
+        "a measured limit": (words, (gain, known, floor), 25),
+        "a sliver within a known limit": (plain, (gain, cost, few), 25),
+        "one objective within a known limit": (conditional, (gain, few), 15),
+        "a tiny space": (tiny, (gain, cost), 15),
+        "a tiny space with one objective": (tiny, (gain,), 15),
+    }
+    return {name: Task(space, quantities, budget, 10, seed) for name, (space, quantities, budget) in kinds.items()}

@@ -57,6 +57,7 @@ STRATEGIES: Mapping[str, Callable[[Task], Strategy]] = {
     "random": _random,
     "evolution": _evolution,
     "linas": _linas,
+    "ga": _pymoo("ga"),
     "nsga2": _pymoo("nsga2"),
     "nsga3": _pymoo("nsga3"),
     "unsga3": _pymoo("unsga3"),

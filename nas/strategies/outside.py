@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pymoo.algorithms.moo.nsga3 import NSGA3
 from pymoo.algorithms.moo.rvea import RVEA
 from pymoo.algorithms.moo.sms import SMSEMOA
 from pymoo.algorithms.moo.unsga3 import UNSGA3
+from pymoo.algorithms.soo.nonconvex.ga import GA
 from pymoo.core.crossover import Crossover
 from pymoo.core.duplicate import DuplicateElimination
 from pymoo.core.mutation import Mutation
@@ -36,14 +38,14 @@ GENERATIONS_WITHOUT_NEWS = 50
 
 
 class _Start(Sampling):  # type: ignore[misc]
-    """Random networks, each with equal probability."""
+    """Distinct random networks within the known limits."""
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
-        self.space = space
+        self.task = task
 
     def _do(self, _problem: Problem, n_samples: int, *, random_state: np.random.Generator, **_kwargs: Any) -> Rows:
-        return self.space.sample_rows(n_samples, random_state)
+        return self.task.draw(n_samples, Archive.of(self.task), random_state)
 
 
 class _UniformCrossover(Crossover):  # type: ignore[misc]
@@ -79,18 +81,23 @@ class _Distinct(DuplicateElimination):  # type: ignore[misc]
 
 
 def _directions(task: Task) -> Any:
-    return get_reference_directions("energy", len(task.objectives), POPULATION, seed=1)
+    """Evenly spaced directions (Das and Dennis 1998), as many as fit a population."""
+    objectives, partitions = len(task.objectives), 1
+    while math.comb(partitions + objectives, objectives - 1) <= POPULATION:
+        partitions += 1
+    return get_reference_directions("das-dennis", objectives, n_partitions=partitions)
 
 
-# name -> (algorithm of (task, operators), needs several objectives)
-PYMOO: Mapping[str, tuple[Callable[[Task, dict[str, Any]], Any], bool]] = {
-    "nsga2": (lambda _task, own: NSGA2(pop_size=POPULATION, **own), False),
-    "nsga3": (lambda task, own: NSGA3(_directions(task), pop_size=POPULATION, **own), True),
-    "unsga3": (lambda task, own: UNSGA3(_directions(task), pop_size=POPULATION, **own), True),
-    "sms-emoa": (lambda _task, own: SMSEMOA(pop_size=POPULATION, **own), True),
-    "moead": (lambda task, own: ParallelMOEAD(_directions(task), n_neighbors=20, **_without_duplicates(own)), True),
-    "ctaea": (lambda task, own: CTAEA(_directions(task), **own), True),
-    "rvea": (lambda task, own: RVEA(_directions(task), **own), True),
+# name -> (algorithm of (task, operators), least and most objectives); AGE-MOEA would need a compiler (numba).
+PYMOO: Mapping[str, tuple[Callable[[Task, dict[str, Any]], Any], int, int | None]] = {
+    "ga": (lambda _task, own: GA(pop_size=POPULATION, **own), 1, 1),
+    "nsga2": (lambda _task, own: NSGA2(pop_size=POPULATION, **own), 1, None),
+    "nsga3": (lambda task, own: NSGA3(_directions(task), pop_size=POPULATION, **own), 2, None),
+    "unsga3": (lambda task, own: UNSGA3(_directions(task), pop_size=POPULATION, **own), 2, None),
+    "sms-emoa": (lambda _task, own: SMSEMOA(pop_size=POPULATION, **own), 2, None),
+    "moead": (lambda task, own: ParallelMOEAD(_directions(task), n_neighbors=20, **_without_duplicates(own)), 2, None),
+    "ctaea": (lambda task, own: CTAEA(_directions(task), **own), 2, None),
+    "rvea": (lambda task, own: RVEA(_directions(task), **own), 2, None),
 }
 
 
@@ -115,11 +122,12 @@ class PymooSearch:
     """
 
     def __init__(self, task: Task, *, name: str) -> None:
-        make, several = PYMOO[name]
-        if several and len(task.objectives) < 2:
+        make, least, most = PYMOO[name]
+        count = len(task.objectives)
+        if count < least or (most is not None and count > most):
             raise UserError(
-                f"strategy '{name}' with one objective",
-                allowed="It needs two or more",
+                f"strategy '{name}' with objectives: {', '.join(q.name for q in task.quantities if q.objective)}",
+                allowed="Only one" if most == 1 else f"{least} or more",
                 next_step="Use strategy='default' or 'nsga2'",
             )
         self.task = task
@@ -127,7 +135,7 @@ class PymooSearch:
         self.rng = np.random.default_rng([task.seed, 2])
         space = task.space
         operators = {
-            "sampling": _Start(space),
+            "sampling": _Start(task),
             "crossover": _UniformCrossover(space),
             "mutation": _GeneMutation(space),
             "eliminate_duplicates": _Distinct(),
@@ -136,14 +144,18 @@ class PymooSearch:
         problem = Problem(n_var=len(space.genes), n_obj=len(task.objectives), xl=0, xu=np.maximum(space.lengths - 1, 0))
         self.algorithm.setup(problem, termination=("n_gen", 10**9), seed=task.seed, verbose=False)
         self._members: Any = None
+        # Where there are hardly more networks than a population has, algorithms starve (one of them loops for ever).
+        self._few = len(task.draw(2 * POPULATION, self.archive, self.rng)) < 2 * POPULATION
 
     def tell(self, rows: Rows, values: Values) -> None:
         self.archive.add(rows, values)
 
     def ask(self, n: int) -> Rows:
-        for _ in range(GENERATIONS_WITHOUT_NEWS):
+        for _ in range(0 if self._few else GENERATIONS_WITHOUT_NEWS):
             if self._members is None:
                 self._members = self.algorithm.ask()
+            if self._members is None:  # it found no child that it had not made before
+                break
             rows = self.task.space.canonical(self._members.get("X").astype(np.int64))
             new = rows[self.archive.new(rows)]
             new = new[self.task.allowed(new)]
