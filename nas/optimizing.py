@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nas.pareto import ParetoFront, Point, non_dominated
-from nas.problems import Known, make_task
+from nas.problems import Known, make_task, whole_number
 from nas.strategies import Archive, Strategy, Task, make_strategy
 from nas.strategies.task import Rows, Values
 from search_spaces import Architecture, SearchSpace
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["OptimizeResult", "optimize"]
+
+STALL = 0.001  # of the hypervolume
 
 Evaluate = Callable[[list[Architecture]], Mapping[str, Any]]
 
@@ -47,8 +49,6 @@ class OptimizeResult:
         Raises:
             UserError: an objective without a reference value.
         """
-        from pymoo.indicators.hv import HV
-
         objectives = self.front.objectives
         if set(reference) != set(objectives):
             raise UserError(
@@ -60,14 +60,7 @@ class OptimizeResult:
         worst = signs * [float(reference[name]) for name in objectives]
         costs = signs * self.trials[list(objectives)].to_numpy(dtype=np.float64)
         costs[~self._within()] = np.inf
-        volume, front, found = HV(ref_point=worst), costs[:0], np.zeros(len(costs))
-        for index, row in enumerate(costs):
-            new = (row < worst).all() and not (front <= row).all(axis=1).any()
-            if new:
-                front = np.concatenate([front, row[None]])
-                front = front[non_dominated(front)]
-            found[index] = volume(front) if new else (found[index - 1] if index else 0.0)
-        return found
+        return _growth(costs, worst)
 
     def _within(self) -> Any:
         inside = np.ones(len(self.trials), dtype=bool)
@@ -75,6 +68,20 @@ class OptimizeResult:
             values = self.trials[name].to_numpy(dtype=np.float64)
             inside &= values >= bound if self.front.objectives.get(name) == "max" else values <= bound
         return inside
+
+
+def _growth(costs: Values, worst: Values) -> Values:
+    """Hypervolume after each row of (N, objectives), all minimised, (N,); infinite rows add nothing."""
+    from pymoo.indicators.hv import HV
+
+    volume, front, found = HV(ref_point=worst), costs[:0], np.zeros(len(costs))
+    for index, row in enumerate(costs):
+        new = (row < worst).all() and not (front <= row).all(axis=1).any()
+        if new:
+            front = np.concatenate([front, row[None]])
+            front = front[non_dominated(front)]
+        found[index] = volume(front) if new else (found[index - 1] if index else 0.0)
+    return found
 
 
 def optimize(
@@ -88,6 +95,7 @@ def optimize(
     batch: int = 20,
     strategy: str | Callable[[Task], Strategy] = "default",
     seed: int = 0,
+    patience: int | None = None,
     callback: Callable[[OptimizeResult], None] | None = None,
     progress: Progress = SILENT,
 ) -> OptimizeResult:
@@ -107,6 +115,8 @@ def optimize(
             and Optuna's ``optuna-tpe`` ... are for comparison. Or your own: a function of a `Task` that makes a
             `Strategy`; `nas.testing.check_strategy` checks it.
         seed: of everything random; the same seed and values give the same result.
+        patience: stop early when so many evaluations in a row added less than 0.1 % to the front's hypervolume (measured
+            from the worst values met); None spends the whole budget.
         callback: called with the result so far after every batch.
 
     Raises:
@@ -118,6 +128,8 @@ def optimize(
     task = make_task(
         space, objectives=objectives, known=known or {}, limits=limits or {}, budget=budget, batch=batch, seed=seed
     )
+    if patience is not None:
+        whole_number("patience", patience, 1)
     run = _Run(task, evaluate, strategy, dict(objectives), {name: float(bound) for name, bound in (limits or {}).items()})
     progress.start(f"optimize ({run.name})", budget)
     try:
@@ -125,6 +137,9 @@ def optimize(
             progress.advance(count)
             if callback is not None:
                 callback(run.result())
+            if patience is not None and run.stalls(patience):
+                progress.say(f"stopped: {patience} evaluations added less than {STALL:.1%} to the hypervolume")
+                break
     except BaseException as error:
         with suppress(AttributeError, TypeError):  # a class with slots has no room; the callback has seen every batch
             error.result = run.result()  # type: ignore[attr-defined]
@@ -171,6 +186,15 @@ class _Run:
                 raise failure
             self.strategy.tell(rows, values)
             yield len(rows)
+
+    def stalls(self, patience: int) -> bool:
+        """Whether the last evaluations, ``patience`` of them, added next to nothing to the hypervolume."""
+        within = self.task.excess(self.archive.values) <= 0
+        costs = self.archive.values[:, self.task.objectives]
+        if len(costs) <= patience or not within[:-patience].any():
+            return False
+        growth = _growth(np.where(within[:, None], costs, np.inf), costs[within].max(axis=0))
+        return bool(growth[-1] - growth[-1 - patience] < STALL * growth[-1])
 
     def result(self) -> OptimizeResult:
         """The trials so far and their front."""

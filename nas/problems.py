@@ -17,7 +17,7 @@ from search_spaces.costs import Cost
 from search_spaces.errors import UserError
 from search_spaces.rows import row_keys
 
-__all__ = ["Known", "make_task"]
+__all__ = ["Known", "make_task", "whole_number"]
 
 Known = Callable[[list[Architecture]], Any]
 
@@ -39,10 +39,7 @@ def make_task(
     """
     _check(space, objectives, known, limits)
     for name, number, least in (("budget", budget, 1), ("batch", batch, 1), ("seed", seed, 0)):
-        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < least:
-            raise UserError(
-                f"{name}={number!r}", allowed=f"A whole number, at least {least}", next_step=f"Give for example {name}=20"
-            )
+        whole_number(name, number, least)
     names = list(dict.fromkeys([*objectives, *limits]))
     quantities = tuple(
         Quantity(
@@ -57,6 +54,18 @@ def make_task(
     task = Task(space, quantities, int(budget), int(batch), int(seed))
     _check_reachable(task)
     return task
+
+
+def whole_number(name: str, number: Any, least: int) -> None:
+    """Refuse what is not a whole number, or too small.
+
+    Raises:
+        UserError: as said.
+    """
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < least:
+        raise UserError(
+            f"{name}={number!r}", allowed=f"A whole number, at least {least}", next_step=f"Give for example {name}=20"
+        )
 
 
 def _check(space: SearchSpace, objectives: Mapping[str, str], known: Mapping[str, Known], limits: Mapping[str, float]) -> None:

@@ -228,7 +228,7 @@ def _asked_until_done(name: str, strategy: Strategy, task: Task) -> NDArray[np.i
         archive.add(rows, values)
         strategy.tell(rows, values)
 
-    asked = []
+    asked: list[NDArray[np.int64]] = []
     while len(archive) < task.budget:
         n = min(task.batch, task.budget - len(archive))
         for attempt in range(2 if len(asked) == 1 else 1):  # asked again without being told
@@ -265,7 +265,8 @@ def _strategy_tasks(seed: int) -> dict[str, Task]:
     conditional = SearchSpace(stages, name="conditional")
 
     def size(rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        return rows.sum(axis=1).astype(np.float64)
+        total: NDArray[np.float64] = rows.sum(axis=1).astype(np.float64)
+        return total
 
     gain = Quantity("gain", maximise=True, objective=True)
     cost = Quantity("cost", maximise=False, objective=True)

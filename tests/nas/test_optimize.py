@@ -1,0 +1,206 @@
+"""nas.optimize: what is paid for, what is promised, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nas
+from nas.optimizing import OptimizeResult
+
+SPACE = nas.SearchSpace({f"gene_{i}": [0, 1, 2, 3] for i in range(6)}, name="small")  # 4,096 networks
+BOTH = {"accuracy": "max", "latency_ms": "min"}
+WORTH = np.random.default_rng(0).random((6, 4))
+
+
+def size(archs: list[nas.Architecture]) -> np.ndarray:
+    return SPACE.to_array(archs).sum(axis=1).astype(float)
+
+
+class Counted:
+    """An evaluation that remembers every network that it was asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[nas.Architecture]] = []
+
+    def __call__(self, archs: list[nas.Architecture]) -> dict[str, Any]:
+        self.calls.append(list(archs))
+        rows = SPACE.to_array(archs)
+        worth = WORTH[np.arange(6), rows].sum(axis=1)
+        return {"accuracy": worth / 6, "latency_ms": 1.0 + rows @ np.arange(1.0, 7.0)}
+
+    @property
+    def archs(self) -> list[nas.Architecture]:
+        return [arch for call in self.calls for arch in call]
+
+
+@pytest.mark.parametrize("strategy", ["default", "random"])
+@pytest.mark.parametrize(("budget", "batch"), [(1, 20), (23, 7), (30, 30)])
+def test_the_budget_is_never_exceeded_and_no_network_is_paid_for_twice(strategy: str, budget: int, batch: int) -> None:
+    evaluate = Counted()
+    result = nas.optimize(SPACE, evaluate, objectives=BOTH, budget=budget, batch=batch, strategy=strategy)
+    assert len(evaluate.archs) == len(result.trials) == len(set(evaluate.archs)) == budget
+    assert max(map(len, evaluate.calls)) <= batch
+    assert list(result.trials["architecture"]) == evaluate.archs
+    assert list(result.trials.columns) == ["architecture", "accuracy", "latency_ms"]
+    assert result.front.provenance["evaluations"] == budget
+
+
+def test_known_costs_are_exact_and_free() -> None:
+    evaluate, priced = Counted(), []
+
+    def known(archs: list[nas.Architecture]) -> np.ndarray:
+        priced.extend(archs)
+        return size(archs)
+
+    result = nas.optimize(SPACE, evaluate, objectives={"accuracy": "max", "size": "min"}, known={"size": known}, budget=40)
+    assert len(evaluate.archs) == 40
+    assert (result.trials["size"] == size(evaluate.archs)).all()
+    assert len(priced) == len(set(priced)) > 40  # called for many more networks, but never twice for one
+
+
+def test_a_known_cost_can_be_a_limit_only_and_a_method_of_the_space() -> None:
+    space = nas.space("small-mobilenet", width=0.25, image=28, channels=1)
+    bound = float(np.median(space.macs(space.sample(50))))
+    result = nas.optimize(
+        space,
+        lambda archs: {"accuracy": np.sqrt(space.params(archs))},
+        objectives={"accuracy": "max"},
+        known={"macs": space.macs},
+        limits={"macs": bound},
+        budget=30,
+        batch=10,
+    )
+    assert (result.trials["macs"] <= bound).all()
+    assert (result.trials["macs"] == space.macs(list(result.trials["architecture"]))).all()
+    assert len(result.front) == 1
+
+
+def test_limits_hold_on_the_front_and_a_measured_one_is_learnt() -> None:
+    limits = {"latency_ms": 25.0, "accuracy": 0.5}
+    result = nas.optimize(SPACE, Counted(), objectives=BOTH, limits=limits, budget=60, batch=10)
+    assert len(result.front) > 1
+    assert all(p.values["latency_ms"] <= 25.0 and p.values["accuracy"] >= 0.5 for p in result.front)
+    within = (result.trials["latency_ms"] <= 25.0) & (result.trials["accuracy"] >= 0.5)
+    assert within[30:].mean() > 0.6
+    nothing = nas.optimize(SPACE, Counted(), objectives=BOTH, limits={"accuracy": 2.0}, budget=20)
+    assert len(nothing.front) == 0
+    assert len(nothing.trials) == 20
+    assert (nothing.hypervolume({"accuracy": 0.0, "latency_ms": 100.0}) == 0).all()
+
+
+@pytest.mark.parametrize("strategy", ["default", "nsga2"])
+def test_the_same_seed_gives_the_same_result(strategy: str) -> None:
+    runs = [nas.optimize(SPACE, Counted(), objectives=BOTH, budget=50, strategy=strategy, seed=s) for s in (3, 3, 4)]
+    same, again, other = (list(run.trials["architecture"]) for run in runs)
+    assert same == again != other
+
+
+def test_a_small_space_is_evaluated_completely() -> None:
+    tiny = nas.SearchSpace({"a": [0, 1, 2], "b": ["x", "y"]}, name="tiny")
+
+    def evaluate(archs: list[nas.Architecture]) -> dict[str, list[float]]:
+        return {"accuracy": [arch["a"] + (arch["b"] == "x") for arch in archs], "cost": [arch["a"] for arch in archs]}
+
+    result = nas.optimize(tiny, evaluate, objectives={"accuracy": "max", "cost": "min"}, budget=50, batch=4)
+    assert len(result.trials) == tiny.count() == 6
+    assert [point.values["accuracy"] for point in result.front] == [1, 2, 3]
+
+
+def test_hypervolume_grows_with_evaluations_and_patience_stops_a_run_that_stalls() -> None:
+    result = nas.optimize(SPACE, Counted(), objectives=BOTH, budget=400, batch=20, patience=40)
+    volume = result.hypervolume({"accuracy": 0.0, "latency_ms": 70.0})
+    assert volume.shape == (len(result.trials),)
+    assert (np.diff(volume) >= 0).all()
+    assert volume[0] > 0
+    assert 40 < len(result.trials) < 400
+    with pytest.raises(nas.UserError, match="reference point"):
+        result.hypervolume({"accuracy": 0.0})
+
+
+def test_an_interrupted_run_keeps_what_is_paid_for() -> None:
+    counted, seen = Counted(), []
+
+    def evaluate(archs: list[nas.Architecture]) -> dict[str, Any]:
+        if len(counted.calls) == 2:
+            raise KeyboardInterrupt
+        return counted(archs)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        nas.optimize(SPACE, evaluate, objectives=BOTH, budget=60, batch=10, callback=seen.append)
+    result: OptimizeResult = caught.value.result  # type: ignore[attr-defined]
+    assert list(result.trials["architecture"]) == counted.archs
+    assert [len(so_far.trials) for so_far in seen] == [10, 20]
+    assert len(result.front) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["accuracy"].__setitem__(3, np.nan), r"accuracy = nan for architecture \w+"),
+        (lambda v: v["latency_ms"].__setitem__(0, np.inf), "latency_ms = inf"),
+        (lambda v: v.pop("accuracy"), "did not return 'accuracy'"),
+        (lambda v: v.update(accuracy=v["accuracy"][:-1]), r"shape \(9,\) for 10"),
+        (lambda v: v.update(accuracy=["good"] * 10), "no numbers for accuracy"),
+    ],
+)
+def test_wrong_values_are_named_and_the_others_kept(change: Any, message: str) -> None:
+    counted = Counted()
+
+    def evaluate(archs: list[nas.Architecture]) -> dict[str, Any]:
+        values = counted(archs)
+        if len(counted.calls) == 2:
+            change(values)
+        return values
+
+    with pytest.raises(nas.UserError, match=message) as caught:
+        nas.optimize(SPACE, evaluate, objectives=BOTH, budget=40, batch=10)
+    finished = caught.value.result.trials  # type: ignore[attr-defined]
+    assert 10 <= len(finished) < 20
+    assert np.isfinite(finished[["accuracy", "latency_ms"]].to_numpy()).all()
+
+
+def test_an_evaluation_that_returns_no_dict_is_named() -> None:
+    with pytest.raises(nas.UserError, match="evaluate returned a list"):
+        nas.optimize(SPACE, lambda archs: [1.0] * len(archs), objectives=BOTH, budget=10)  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"budget": 0}, "budget=0"),
+        ({"budget": 10.5}, "budget=10.5"),
+        ({"batch": True}, "batch=True"),
+        ({"seed": -1}, "seed=-1"),
+        ({"patience": 0}, "patience=0"),
+        ({"strategy": "nsga22"}, "did you mean 'nsga2'"),
+        ({"strategy": "ga"}, "Only one"),
+        ({"objectives": {}}, "objectives {}"),
+        ({"objectives": {"accuracy": "up"}}, "objectives"),
+        ({"objectives": ["accuracy"]}, "objectives"),
+        ({"limits": {"latency_ms": "fast"}}, "limit latency_ms='fast'"),
+        ({"limits": {"latency_ms": float("nan")}}, "limit latency_ms=nan"),
+        ({"known": {"size": 3}}, "is a int"),
+        ({"known": {"latency_ms": lambda archs: [1.0]}}, "returned list of shape"),
+        ({"known": {"latency_ms": lambda archs: np.full(len(archs), np.nan)}}, "is nan for architecture"),
+        ({"known": {"latency_ms": size}, "limits": {"latency_ms": -1.0}}, "no network of small was found within"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_paid_for(wrong: dict[str, Any], message: str) -> None:
+    evaluate = Counted()
+    with pytest.raises(nas.UserError, match=message):
+        nas.optimize(SPACE, evaluate, **({"objectives": BOTH, "budget": 20} | wrong))
+    assert evaluate.calls == []
+
+
+def test_a_space_is_needed() -> None:
+    with pytest.raises(nas.UserError, match="space is a dict"):
+        nas.optimize({"a": [1, 2]}, Counted(), objectives=BOTH)  # type: ignore[arg-type]
+
+
+def test_an_unreachable_known_limit_is_answered_with_what_is_reachable() -> None:
+    with pytest.raises(nas.UserError, match=r"nearest network is .* with size 0") as caught:
+        nas.optimize(SPACE, Counted(), objectives=BOTH, known={"size": size}, limits={"size": -0.5})
+    assert caught.value.next_step == "Relax the limits to what it has"
