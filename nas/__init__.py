@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from nas.pareto import ParetoFront
     from nas.runs import Run
     from nas.selection import survivors
+    from predictors import ArchitecturePredictor, learning_curve, report_card
     from search_spaces import Architecture, Choice, SearchSpace, UserError
     from supernets import Supernet, elastic, fused, load_data, start_from
 
 __all__ = [
     "Architecture",
+    "ArchitecturePredictor",
     "Choice",
     "LatencyTable",
     "OptimizeResult",
@@ -33,11 +35,13 @@ __all__ = [
     "export",
     "finetune",
     "fused",
+    "learning_curve",
     "load_data",
     "optimize",
     "predictor",
     "profile",
     "report",
+    "report_card",
     "score",
     "search",
     "space",
@@ -50,6 +54,7 @@ __all__ = [
 
 _HOMES = {
     "Architecture": "search_spaces",
+    "ArchitecturePredictor": "predictors",
     "Choice": "search_spaces",
     "LatencyTable": "latency_tables",
     "OptimizeResult": "nas.optimizing",
@@ -60,8 +65,10 @@ _HOMES = {
     "UserError": "search_spaces",
     "elastic": "supernets",
     "fused": "supernets",
+    "learning_curve": "predictors",
     "load_data": "supernets",
     "optimize": "nas.optimizing",
+    "report_card": "predictors",
     "start_from": "supernets",
     "survivors": "nas.selection",
 }

@@ -6,19 +6,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from predictors.card import ReportCard, report_card
+    from predictors.card import LearningCurve, ReportCard, learning_curve, report_card
     from predictors.models import AUTO, PREDICTORS
     from predictors.predictor import ArchitecturePredictor, Prediction, build
 
-__all__ = ["AUTO", "PREDICTORS", "ArchitecturePredictor", "Prediction", "ReportCard", "build", "report_card"]
+__all__ = [
+    "AUTO",
+    "PREDICTORS",
+    "ArchitecturePredictor",
+    "LearningCurve",
+    "Prediction",
+    "ReportCard",
+    "build",
+    "learning_curve",
+    "report_card",
+]
 
 _HOMES = {
     "AUTO": "predictors.models",
     "ArchitecturePredictor": "predictors.predictor",
     "PREDICTORS": "predictors.models",
     "Prediction": "predictors.predictor",
+    "LearningCurve": "predictors.card",
     "ReportCard": "predictors.card",
     "build": "predictors.predictor",
+    "learning_curve": "predictors.card",
     "report_card": "predictors.card",
 }
 

@@ -10,11 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import kendalltau, spearmanr
+from sklearn.base import clone
 
-from predictors.predictor import ArchitecturePredictor, out_of_fold
+from predictors.models import FOLDS
+from predictors.predictor import FEWEST, ArchitecturePredictor, out_of_fold
 from search_spaces import Architecture
+from search_spaces.errors import UserError
 
-__all__ = ["ReportCard", "report_card"]
+__all__ = ["LearningCurve", "ReportCard", "learning_curve", "report_card"]
+
+TOP = 0.1  # the share of networks that a search is after
+STEPS = 4
+MOST_FOLD = 20  # an extrapolation over more than so many times the data is a guess
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class ReportCard:
         rmse: root mean squared error, in the value's unit.
         spread: standard deviation of the measured values: an rmse near it means that nothing was learnt.
         covered_90: share of measurements within the predicted 90 % interval.
+        top_recall: share of the largest tenth by measurement that is in the largest tenth by prediction.
     """
 
     kind: str
@@ -37,6 +45,7 @@ class ReportCard:
     rmse: float
     spread: float
     covered_90: float
+    top_recall: float
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -62,7 +71,75 @@ def report_card(
         rmse=float(np.sqrt(np.mean((predicted.mean - measured) ** 2))),
         spread=float(measured.std()),
         covered_90=float(np.mean(np.abs(predicted.mean - measured) <= 1.645 * predicted.std)),
+        top_recall=_top_recall(predicted.mean, measured),
     )
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Rank correlation against the number of networks that a predictor learns from.
+
+    Attributes:
+        kind: the predictor.
+        networks: ascending, (steps,).
+        kendall: on networks that it did not see, (steps,).
+    """
+
+    kind: str
+    networks: tuple[int, ...]
+    kendall: tuple[float, ...]
+
+    def more_for(self, kendall: float) -> int | None:
+        """How many more networks to score to reach a rank correlation; 0: reached; None: the curve cannot tell.
+
+        What is missing to 1 is taken to fall as a power of the number of networks. No answer beyond twenty times the
+        data, or where the curve does not rise.
+        """
+        if self.kendall[-1] >= kendall:
+            return 0
+        missing = np.log(1 - np.clip(self.kendall, 0.0, 0.9999))
+        slope, offset = np.polyfit(np.log(self.networks), missing, 1)
+        if slope >= 0 or kendall >= 1:
+            return None
+        needed = np.exp(min((np.log(1 - kendall) - offset) / slope, 50.0))
+        more = int(np.ceil(needed)) - self.networks[-1]
+        return max(1, more) if needed <= MOST_FOLD * self.networks[-1] else None
+
+
+def learning_curve(
+    predictor: ArchitecturePredictor, archs: Sequence[Architecture] | NDArray[np.int64], values: ArrayLike
+) -> LearningCurve:
+    """How rank correlation grows with data, in four steps up to all of them; the predictor itself is not changed.
+
+    Args:
+        predictor: fitted or not; ``auto``, once fitted, counts as the kind that it chose.
+        values: measured, (N,).
+
+    Raises:
+        UserError: too few values for the smallest step.
+    """
+    rows, measured = predictor.space.rows(archs), np.asarray(values, dtype=np.float64)
+    kind = getattr(predictor, "kind_", predictor.kind)
+    fixed = clone(predictor).set_params(kind=kind)
+    most = len(measured) - -(-len(measured) // FOLDS)
+    sizes = tuple(int(size) for size in np.unique(np.geomspace(most / 2 ** (STEPS - 1), most, STEPS).astype(int)))
+    if sizes[0] < FEWEST:
+        raise UserError(
+            f"{len(measured)} values for a learning curve",
+            allowed=f"At least {-(-FEWEST * 2 ** (STEPS - 1) * FOLDS // (FOLDS - 1)) + 1}",
+            next_step="Score more subnets",
+        )
+    found = [
+        _correlation(kendalltau, out_of_fold(fixed, rows, measured, learn_from=size).mean, measured) or 0.0 for size in sizes
+    ]
+    return LearningCurve(kind, sizes, tuple(found))
+
+
+def _top_recall(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> float:
+    count = max(1, round(TOP * len(measured)))
+    best = measured >= np.sort(measured)[-count]  # all of those that tie
+    taken = np.argsort(-predicted, kind="stable")[:count]
+    return float(best[taken].mean())
 
 
 def _correlation(statistic: Any, a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:

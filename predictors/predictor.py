@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 
+import search_spaces
 from predictors.models import AUTO, FOLDS, HIDDEN_LAYERS, PREDICTORS, folds
 from search_spaces import Architecture, SearchSpace
+from search_spaces.artifacts import read_json, write_json
 from search_spaces.errors import UserError, unknown_name
 
 __all__ = ["ArchitecturePredictor", "Prediction", "build"]
@@ -18,6 +21,7 @@ __all__ = ["ArchitecturePredictor", "Prediction", "build"]
 Values = NDArray[np.float64]
 Archs = Architecture | Sequence[Architecture] | NDArray[np.int64]
 FEWEST = 2 * FOLDS
+PREDICTOR_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
     Attributes:
         kind_: the kind that is in use after `fit`.
         errors_: cross-validated root mean squared error of each kind that was tried (in log odds for shares).
+        rows_, values_: what it was fitted to, (N, genes) and (N,).
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
                 next_step="Score more subnets",
             )
         _check_kind(self.kind)
+        self.rows_, self.values_ = rows.copy(), target.copy()
         if self.shares:
             target = _log_odds(target)
         # Scaled values suit every kind's priors.
@@ -90,6 +96,49 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
             mean = 1 / (1 + np.exp(-mean))
             std = std * mean * (1 - mean)  # to first order
         return Prediction(mean, std)
+
+    def save(self, path: str | Path) -> None:
+        """Write specification and data as JSON; `load` fits anew, which is repeatable, so nothing has to be trusted.
+
+        Raises:
+            UserError: it was not fitted.
+        """
+        if not hasattr(self, "values_"):
+            raise UserError(
+                f"predictor '{self.kind}' was not fitted",
+                allowed="A fitted predictor can be saved",
+                next_step="Call fit(archs, values) first",
+            )
+        body = {
+            "predictor": self.kind,
+            "shares": self.shares,
+            "hidden_layer_sizes": list(self.hidden_layer_sizes),
+            "space": self.space.to_dict(),
+            "architectures": self.rows_.tolist(),
+            "values": self.values_.tolist(),
+        }
+        write_json(Path(path), "predictor", PREDICTOR_VERSION, body)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ArchitecturePredictor:
+        """The predictor of a file that `save` wrote: fitted to the same data, with the same predictions.
+
+        Raises:
+            UserError: the file is missing, damaged or newer than this toolkit.
+        """
+        file = Path(path)
+        value = read_json(file, "predictor", PREDICTOR_VERSION, make="predictor.save(path)")
+        try:
+            space = search_spaces.from_dict(value["space"])
+            layers = tuple(value["hidden_layer_sizes"])
+            rows = np.array(value["architectures"], dtype=np.int64)
+            return cls(value["predictor"], space, bool(value["shares"]), layers).fit(rows, value["values"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{file} is damaged ({error!r})",
+                allowed="The file as predictor.save writes it",
+                next_step="Fit the predictor again and save it",
+            ) from None
 
     def score(self, archs: Archs, values: ArrayLike) -> float:
         """Coefficient of determination of the mean."""
@@ -129,10 +178,17 @@ def _log_odds(shares: Values) -> Values:
     return np.log(inside / (1 - inside))
 
 
-def out_of_fold(predictor: ArchitecturePredictor, rows: NDArray[np.int64], values: Values) -> Prediction:
-    """Predictions of every value by a predictor that did not see it (5 folds)."""
+def out_of_fold(
+    predictor: ArchitecturePredictor, rows: NDArray[np.int64], values: Values, *, learn_from: int | None = None
+) -> Prediction:
+    """Predictions of every value by a predictor that did not see it (5 folds).
+
+    Args:
+        learn_from: values that it learns from, at most; None: all that are not in the fold.
+    """
     mean, std = np.empty(len(values)), np.empty(len(values))
-    for train, test in folds(len(values), seed=1):
+    for part_of_all, test in folds(len(values), seed=1):
+        train = part_of_all if learn_from is None else np.random.default_rng(len(values)).permutation(part_of_all)[:learn_from]
         part = clone(predictor).fit(rows[train], values[train]).predict(rows[test])
         mean[test], std[test] = part.mean, part.std
     return Prediction(mean, std)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -30,7 +32,7 @@ def planted(space: SearchSpace, n: int, *, noise: float, seed: int = 0) -> tuple
 )
 @pytest.mark.parametrize("shares", [False, True])
 def test_a_planted_function_is_found(space: SearchSpace, kind: str, shares: bool) -> None:
-    rows, values = planted(space, 300, noise=0.002)
+    rows, values = planted(space, 150 if kind == "stack" else 300, noise=0.002)  # a stack fits a hundred models
     unseen, truth = planted(space, 200, noise=0.0, seed=1)
     prediction = predictors.build(kind, space, shares=shares).fit(rows, values).predict(unseen)
     assert prediction.mean.shape == prediction.std.shape == (200,)
@@ -68,10 +70,12 @@ def test_the_card_is_honest_about_noise(space: SearchSpace) -> None:
     assert card.kendall > 0.8
     assert card.rmse < 0.5 * card.spread
     assert 0.8 < card.covered_90 <= 1.0
+    assert card.top_recall > 0.7
     nothing = np.random.default_rng(5).normal(0.5, 0.1, 120)
     blind = predictors.report_card(predictors.build("ridge", space), rows, nothing)
     assert blind.rmse > 0.9 * blind.spread
     assert blind.kendall is None or abs(blind.kendall) < 0.3
+    assert blind.top_recall < 0.5
     flat = predictors.report_card(predictors.build("ridge", space), rows, np.full(120, 0.5))
     assert flat.kendall is None
     assert flat.rmse == pytest.approx(0.0, abs=1e-9)
@@ -104,3 +108,61 @@ def test_hidden_layers_belong_to_neural_networks(space: SearchSpace) -> None:
     for kind, layers in (("ridge", (3,)), ("mlp", ()), ("mlp", (8, 0))):
         with pytest.raises(UserError, match="hidden_layer_sizes"):
             predictors.build(kind, space, hidden_layer_sizes=layers)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in predictors.PREDICTORS if kind != "stack"])
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_saved_predictor_predicts_exactly_the_same(space: SearchSpace, tmp_path: Path, kind: str, shares: bool) -> None:
+    rows, values = planted(space, 40, noise=0.01)
+    layers = (8,) if kind == "mlp" else None
+    predictor = predictors.build(kind, space, shares=shares, hidden_layer_sizes=layers).fit(rows, values)
+    predictor.save(tmp_path / "predictor.json")
+    twin = predictors.ArchitecturePredictor.load(tmp_path / "predictor.json")
+    before, after = predictor.predict(rows), twin.predict(rows)
+    assert (before.mean == after.mean).all()
+    assert (before.std == after.std).all()
+    assert twin.get_params() == predictor.get_params()
+
+
+def test_files_of_predictors_that_cannot_be_read_are_named(space: SearchSpace, tmp_path: Path) -> None:
+    file = tmp_path / "predictor.json"
+    with pytest.raises(UserError, match="was not fitted"):
+        predictors.build("ridge", space).save(file)
+    with pytest.raises(UserError, match="does not exist"):
+        predictors.ArchitecturePredictor.load(file)
+    rows, values = planted(space, 30, noise=0.01)
+    predictors.build("ridge", space).fit(rows, values).save(file)
+    text = file.read_text(encoding="utf-8")
+    for changed, message in (
+        (text.replace('"values"', '"valeus"'), "is damaged"),
+        (text.replace('"ridge"', '"rigde"'), "did you mean 'ridge'"),
+        (text.replace('"version": 1', '"version": 99', 1), "format version 99"),
+        (text[:100], "is damaged"),
+    ):
+        file.write_text(changed, encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            predictors.ArchitecturePredictor.load(file)
+
+
+def test_the_learning_curve_rises_and_says_how_many_more(space: SearchSpace) -> None:
+    rows, values = planted(space, 400, noise=0.003)
+    curve = predictors.learning_curve(predictors.build("ridge", space), rows, values)
+    assert curve.networks[-1] == 320
+    assert curve.kendall[-1] > curve.kendall[0]
+    assert curve.more_for(curve.kendall[-1]) == 0
+    wanted = (1 + curve.kendall[-1]) / 2
+    more = curve.more_for(wanted)
+    assert more is None or more > 0
+    with pytest.raises(UserError, match="for a learning curve"):
+        predictors.learning_curve(predictors.build("ridge", space), rows[:40], values[:40])
+
+
+def test_the_extrapolation_of_a_known_curve() -> None:
+    sizes = (40, 80, 160, 320)
+    curve = predictors.LearningCurve("ridge", sizes, tuple(1 - 2 / np.sqrt(n) for n in sizes))
+    assert curve.more_for(0.9) == pytest.approx(80, abs=1)  # 1 - 2 / sqrt(400)
+    assert curve.more_for(0.5) == 0
+    assert curve.more_for(0.999) is None  # four million networks
+    assert curve.more_for(1.0) is None
+    flat = predictors.LearningCurve("ridge", sizes, (0.5, 0.4, 0.5, 0.4))
+    assert flat.more_for(0.6) is None
