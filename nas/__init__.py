@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latency_tables import LatencyTable
     from nas.api import export, finetune, predictor, profile, report, score, search, space, spaces, train, verify
+    from nas.evolution import evolve
     from nas.optimizing import OptimizeResult, optimize
     from nas.pareto import ParetoFront
     from nas.runs import Run
@@ -32,6 +33,7 @@ __all__ = [
     "Supernet",
     "UserError",
     "elastic",
+    "evolve",
     "export",
     "finetune",
     "fused",
@@ -64,6 +66,7 @@ _HOMES = {
     "Supernet": "supernets",
     "UserError": "search_spaces",
     "elastic": "supernets",
+    "evolve": "nas.evolution",
     "fused": "supernets",
     "learning_curve": "predictors",
     "load_data": "supernets",

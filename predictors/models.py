@@ -41,6 +41,10 @@ class Model(Protocol):
 
     def fit(self, rows: Rows, values: Values) -> Any: ...
 
+    def mean(self, rows: Rows) -> Values:
+        """(N,), without what the spread costs."""
+        ...
+
     def predict(self, rows: Rows) -> tuple[Values, Values | None]:
         """Mean, and standard deviation of a new measurement, (N,) each; None: the same everywhere, that of residuals."""
         ...
@@ -63,14 +67,16 @@ class Encoded:
         self.estimator = estimator
         self.spread = spread
 
-    def _features(self, rows: Rows) -> Values:
-        return np.hstack([self.space.encode_rows(rows), self.space.encode_rows(rows, ordinal=True)]).astype(np.float64)
+    def _features(self, rows: Rows) -> NDArray[np.float32]:
+        """(N, features); by columns in memory, as encodings are."""
+        both = np.concatenate([self.space.encode_rows(rows).T, self.space.encode_rows(rows, ordinal=True).T])
+        return both[self.columns_].T
 
     def fit(self, rows: Rows, values: Values) -> Encoded:
-        features = self._features(rows)
+        self.columns_ = np.arange(int(self.space.lengths.sum()) + len(self.space.genes))
         # A column that never varies says nothing.
-        self.columns_ = np.flatnonzero(features.std(axis=0) > 0)
-        features = features[:, self.columns_]
+        self.columns_ = np.flatnonzero(np.ptp(self._features(rows), axis=0) > 0)
+        features = self._features(rows).astype(np.float64)
         self.residuals_ = np.empty(len(rows))
         with warnings.catch_warnings():
             # The last iteration of a small network, or a parameter at its bound, is an answer here, not a failure.
@@ -81,12 +87,14 @@ class Encoded:
             self.model_ = clone(self.estimator).fit(features, values)
         return self
 
+    def mean(self, rows: Rows) -> Values:
+        return self.model_.predict(self._features(rows))  # type: ignore[no-any-return]
+
     def predict(self, rows: Rows) -> tuple[Values, Values | None]:
-        features = self._features(rows)[:, self.columns_]
-        if self.spread:
-            mean, std = self.model_.predict(features, return_std=True)
-            return mean, std
-        return self.model_.predict(features), None
+        if not self.spread:
+            return self.mean(rows), None
+        mean, std = self.model_.predict(self._features(rows), return_std=True)
+        return mean, std
 
 
 class GaussianProcess:
@@ -99,6 +107,9 @@ class GaussianProcess:
         self.process_ = ArchitectureProcess(self.space).fit(rows, values)
         self.residuals_ = self.process_.residuals([test for _, test in folds(len(rows))])
         return self
+
+    def mean(self, rows: Rows) -> Values:
+        return self.process_.mean(rows)
 
     def predict(self, rows: Rows) -> tuple[Values, Values | None]:
         return self.process_.predict(rows)

@@ -89,13 +89,23 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
 
         The spread is the model's own where it has one, otherwise the error in cross-validation.
         """
-        mean, std = self.model_.predict(self.space.rows(archs))
-        mean = mean * self.scale_ + self.center_
+        raw, std = self.model_.predict(self.space.rows(archs))
+        mean = self._unscaled(raw)
         std = np.full(len(mean), self.errors_[self.kind_]) if std is None else std * self.scale_
         if self.shares:
-            mean = 1 / (1 + np.exp(-mean))
             std = std * mean * (1 - mean)  # to first order
         return Prediction(mean, std)
+
+    def mean(self, archs: Archs) -> Values:
+        """``predict(archs).mean`` alone, (N,), without what the spread costs: for a search that prices many thousands."""
+        return self._unscaled(self.model_.mean(self.space.rows(archs)))
+
+    def _unscaled(self, raw: Values) -> Values:
+        """Means in the unit of the values."""
+        mean: Values = raw * self.scale_ + self.center_
+        if self.shares:
+            mean = 1 / (1 + np.exp(-mean))
+        return mean
 
     def save(self, path: str | Path) -> None:
         """Write specification and data as JSON; `load` fits anew, which is repeatable, so nothing has to be trusted.

@@ -1,11 +1,15 @@
 """Share of the true hypervolume that search strategies reach against evaluations, on tabulated problems.
 
     python scripts/bench_search.py --data PATH --seeds 10 --strategies default linas random --problems all
+    python scripts/bench_search.py --speed
 
 Problems (files of PATH): NASBench-201 accuracy against the latency of a device (``nb201/cifar100/pixel3``, any data set
 and device of the tables; both measured), NAS-Bench-Macro accuracy against exact MACs (``macro/flops``), and a published
 accuracy predictor of the AttentiveNAS space against exact MACs (``attentive/macs``). ``--noise`` adds normal noise to
-measured accuracies, in per cent; shares are always of the true values. Prints mean and smallest share over seeds.
+measured accuracies, in per cent; ``--proxy`` (NASBench-201) measures 12-epoch validation accuracies instead; shares are
+always of the true values. Prints mean and smallest share over seeds. ``--speed`` needs no data: candidates a second of a
+search on predictions (ridge and MLP predictors, additive latency, OFA MobileNetV3, population 1,000, one process), and the
+seconds of a proposal of the default strategy at 1,000 evaluations.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ class Problem:
 
     space: nas.SearchSpace
     truth: Callable[[list[nas.Architecture]], dict[str, np.ndarray]]
+    measured: Callable[[list[nas.Architecture]], dict[str, np.ndarray]]
     known: dict[str, Callable[..., Any]]
     worst: tuple[float, float]  # accuracy, cost of the reference point
     hypervolume: float
@@ -67,8 +72,16 @@ def front(accuracy: np.ndarray, cost: np.ndarray) -> tuple[np.ndarray, np.ndarra
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def tabulated(choices: dict[str, list[int]], keys: np.ndarray, accuracy: np.ndarray, cost: np.ndarray, exact: bool) -> Problem:
-    """A problem that is a table: rows of option values, their accuracy (%) and their cost."""
+def tabulated(
+    choices: dict[str, list[int]],
+    keys: np.ndarray,
+    accuracy: np.ndarray,
+    cost: np.ndarray,
+    *,
+    exact: bool,
+    signal: np.ndarray | None = None,
+) -> Problem:
+    """A problem that is a table: rows of option values, their accuracy (%), their cost, and what a search sees of accuracy."""
     space = nas.SearchSpace(choices, name="tabulated")
     at = {tuple(key): index for index, key in enumerate(keys.tolist())}
     names = list(choices)
@@ -80,24 +93,29 @@ def tabulated(choices: dict[str, list[int]], keys: np.ndarray, accuracy: np.ndar
         index = look(archs)
         return {"accuracy": accuracy[index], "cost": cost[index]}
 
+    def measured(archs: list[nas.Architecture]) -> dict[str, np.ndarray]:
+        return truth(archs) if signal is None else truth(archs) | {"accuracy": signal[look(archs)]}
+
     _, costs = front(accuracy[accuracy > 0], cost[accuracy > 0])
     worst = (0.0, float(costs.max()))
     known = {"cost": lambda archs: cost[look(archs)]} if exact else {}
-    return Problem(space, truth, known, worst, area(accuracy, cost, worst))
+    return Problem(space, truth, measured, known, worst, area(accuracy, cost, worst))
 
 
-def nasbench201(data: Path, dataset: str, device: str) -> Problem:
+def nasbench201(data: Path, dataset: str, device: str, *, proxy: bool) -> Problem:
     """Accuracy and latency of a cell, both measured."""
     table = pd.read_parquet(data / "nb201_accuracy.parquet")
     latency = pd.read_parquet(data / "nb201_latency_help.parquet")
     operations = ["op_01", "op_02", "op_12", "op_03", "op_13", "op_23"]
     accuracy = np.where(table["connected"], table[f"acc200_{dataset}_test"], 0.0)  # no path to the output: no use
+    signal = np.where(table["connected"], table[f"acc12_{dataset}_val"], 0.0) if proxy else None
     return tabulated(
         {name: [0, 1, 2, 3, 4] for name in operations},
         table[operations].to_numpy(),
         accuracy,
         latency[device].to_numpy(dtype=float),
         exact=False,
+        signal=signal,
     )
 
 
@@ -194,18 +212,56 @@ def attentive(data: Path) -> Problem:
     spans = BEST_ACCURACY[1] - BEST_ACCURACY[0], BEST_MACS[1] - BEST_MACS[0]
     worst = BEST_ACCURACY[0] - 0.05 * spans[0], BEST_MACS[1] + 0.05 * spans[1]
     space = nas.SearchSpace(choices, name="attentive")
-    return Problem(space, truth, {"cost": macs}, worst, BEST_HYPERVOLUME * spans[0] * spans[1])
+    return Problem(space, truth, truth, {"cost": macs}, worst, BEST_HYPERVOLUME * spans[0] * spans[1])
 
 
-# ---- runs -----------------------------------------------------------------------------------------------------------
-
-
-def make(name: str, data: Path) -> Problem:
+def make(name: str, data: Path, proxy: bool = False) -> Problem:
     """A problem by name."""
     family, _, rest = name.partition("/")
     if family == "nb201":
-        return nasbench201(data, *rest.split("/"))
+        return nasbench201(data, *rest.split("/"), proxy=proxy)
     return macro(data, rest) if family == "macro" else attentive(data)
+
+
+# ---- speed ----------------------------------------------------------------------------------------------------------
+
+
+def speed() -> None:
+    """Candidates a second on predictions, and the overhead of a proposal."""
+    space = nas.space("ofa-mobilenet-v3")
+    rng = np.random.default_rng(0)
+    rows = space.sample_rows(300, rng)
+    weights = rng.normal(size=space.encode(rows).shape[1])
+    values = 0.7 + 0.01 * (space.encode(rows) @ weights)
+    latency_ms = space.cost(lambda layer: 1e-8 * layer.macs + 0.01)
+    for kind in ("ridge", "mlp"):
+        predictor = nas.predictor(kind, space, shares=True).fit(rows, np.clip(values, 0.01, 0.99))
+        priced = 0
+
+        def price(rows: np.ndarray, predictor: nas.ArchitecturePredictor = predictor) -> tuple[np.ndarray, np.ndarray]:
+            nonlocal priced
+            priced += len(rows)
+            return np.column_stack([-predictor.mean(rows), latency_ms(rows)]), np.zeros(len(rows))
+
+        began = time.perf_counter()
+        ends = space.to_array([space.smallest, space.largest])
+        nas.evolve(space, price, start=ends, rng=np.random.default_rng(0), population=1000, generations=100)
+        rate = priced / (time.perf_counter() - began)
+        print(f"evolution on predictions ({kind} + additive latency, population 1,000): {rate:,.0f} candidates/s")
+    marks: list[float] = []
+
+    def evaluate(archs: list[nas.Architecture]) -> dict[str, np.ndarray]:
+        marks.append(time.perf_counter())
+        accuracy = 0.7 + 0.01 * (space.encode(archs) @ weights)
+        marks.append(time.perf_counter())
+        return {"accuracy": accuracy}
+
+    objectives = {"accuracy": "max", "macs": "min"}
+    nas.optimize(space, evaluate, objectives=objectives, known={"macs": space.macs}, budget=1050, batch=50)
+    print(f"a proposal of 50 networks at 1,000 evaluations (default, OFA MobileNetV3): {marks[-2] - marks[-3]:.2f} s")
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
 
 
 def run(problem: Problem, strategy: str, seed: int, budgets: list[int], batch: int, noise: float) -> tuple[list[float], float]:
@@ -216,7 +272,7 @@ def run(problem: Problem, strategy: str, seed: int, budgets: list[int], batch: i
     def evaluate(archs: list[nas.Architecture]) -> dict[str, np.ndarray]:
         nonlocal spent
         began = time.perf_counter()
-        values = problem.truth(archs)
+        values = problem.measured(archs)
         measured = values | {"accuracy": values["accuracy"] + noise * rng.normal(size=len(archs))}
         spent += time.perf_counter() - began
         return measured
@@ -241,18 +297,24 @@ def run(problem: Problem, strategy: str, seed: int, budgets: list[int], batch: i
 def main() -> None:
     """Run every strategy on every problem and print the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the tables")
+    parser.add_argument("--data", type=Path, help="folder of the tables")
+    parser.add_argument("--speed", action="store_true")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--strategies", nargs="+", default=["default", "linas", "nsga2", "random"])
     parser.add_argument("--problems", nargs="+", default=["all"])
     parser.add_argument("--budgets", nargs="+", type=int, help="default: 100 200 500 (attentive), 60 100 150 400 (others)")
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--noise", type=float, default=0.0, help="standard deviation added to measured accuracies, in %%")
+    parser.add_argument("--proxy", action="store_true", help="measure 12-epoch accuracies (NASBench-201)")
     options = parser.parse_args()
+    if options.speed:
+        return speed()
+    if options.data is None:
+        parser.error("--data PATH is needed")
     names = DEFAULT_PROBLEMS if options.problems == ["all"] else options.problems
     print(f"{'problem':28} {'strategy':12} {'evaluations':>11} {'mean':>8} {'least':>8}   own seconds a run")
     for name in names:
-        problem = make(name, options.data)
+        problem = make(name, options.data, options.proxy)
         budgets = options.budgets or ([100, 200, 500] if name.startswith("attentive") else [60, 100, 150, 400])
         for strategy in options.strategies:
             runs = [run(problem, strategy, seed, budgets, options.batch, options.noise) for seed in range(options.seeds)]

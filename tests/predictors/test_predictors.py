@@ -121,6 +121,7 @@ def test_a_saved_predictor_predicts_exactly_the_same(space: SearchSpace, tmp_pat
     before, after = predictor.predict(rows), twin.predict(rows)
     assert (before.mean == after.mean).all()
     assert (before.std == after.std).all()
+    np.testing.assert_allclose(predictor.mean(rows), before.mean, rtol=1e-9)
     assert twin.get_params() == predictor.get_params()
 
 
