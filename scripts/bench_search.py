@@ -300,6 +300,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the tables")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--strategies", nargs="+", default=["default", "linas", "nsga2", "random"])
     parser.add_argument("--problems", nargs="+", default=["all"])
     parser.add_argument("--budgets", nargs="+", type=int, help="default: 100 200 500 (attentive), 60 100 150 400 (others)")
@@ -312,12 +313,13 @@ def main() -> None:
     if options.data is None:
         parser.error("--data PATH is needed")
     names = DEFAULT_PROBLEMS if options.problems == ["all"] else options.problems
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     print(f"{'problem':28} {'strategy':12} {'evaluations':>11} {'mean':>8} {'least':>8}   own seconds a run")
     for name in names:
         problem = make(name, options.data, options.proxy)
         budgets = options.budgets or ([100, 200, 500] if name.startswith("attentive") else [60, 100, 150, 400])
         for strategy in options.strategies:
-            runs = [run(problem, strategy, seed, budgets, options.batch, options.noise) for seed in range(options.seeds)]
+            runs = [run(problem, strategy, seed, budgets, options.batch, options.noise) for seed in seeds]
             seconds = statistics.median(s for _, s in runs)
             for column, budget in enumerate(budgets):
                 shares = [s[column] for s, _ in runs]
