@@ -1,0 +1,73 @@
+"""The process over architectures: gradients, fast paths and closed forms against the definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import approx_fprime
+
+from predictors.gaussian_process import ArchitectureProcess, Weights
+from search_spaces import Choice, SearchSpace
+
+SPACE = SearchSpace(
+    {
+        "depth": Choice((1, 2)),
+        "kernel": Choice((3, 5, 7), 3, (None, ("depth", (2,)), ("depth", (2,)))),
+        "op": Choice(("none", "skip", "conv"), 2),
+    },
+    name="mixed",
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    rows = SPACE.all_rows()
+    rows = rows[rng.permutation(len(rows))[:60]]
+    return rows, np.sin(rows.sum(axis=1)) + rows[:, 1] * rows[:, 4] + 0.01 * rng.normal(size=60)
+
+
+@pytest.fixture(scope="module")
+def process(data: tuple[np.ndarray, np.ndarray]) -> ArchitectureProcess:
+    return ArchitectureProcess(SPACE).fit(data[0][:40], data[1][:40])
+
+
+def test_the_gradient_of_the_loss_is_that_of_finite_differences(
+    process: ArchitectureProcess, data: tuple[np.ndarray, np.ndarray]
+) -> None:
+    hot, target = process.kernel.one_hot(data[0][:30]), (data[1][:30] - data[1][:30].mean()) / data[1][:30].std()
+    prior = process._prior(hot)
+    at = prior.flat() + 0.3 * np.random.default_rng(1).normal(size=len(prior.flat()))
+    value, gradient = process._loss(Weights.of(at), hot, target, prior)
+    assert np.isfinite(value)
+    slow = approx_fprime(at, lambda flat: process._loss(Weights.of(flat), hot, target, prior)[0], 1e-6)
+    np.testing.assert_allclose(gradient, slow, rtol=1e-3, atol=1e-3)
+
+
+def test_the_mean_alone_is_that_of_the_prediction(process: ArchitectureProcess, data: tuple[np.ndarray, np.ndarray]) -> None:
+    mean, std = process.predict(data[0])
+    np.testing.assert_allclose(process.mean(data[0]), mean, rtol=1e-8)
+    assert (process.predict(data[0], noise=False)[1] <= std).all()
+    assert np.sqrt(np.mean((mean[40:] - data[1][40:]) ** 2)) < 0.7 * data[1].std()
+
+
+def test_draws_have_the_mean_and_the_spread_of_the_prediction(
+    process: ArchitectureProcess, data: tuple[np.ndarray, np.ndarray]
+) -> None:
+    draws = process.sample(data[0], 4000, np.random.default_rng(0))
+    mean, std = process.predict(data[0], noise=False)
+    np.testing.assert_allclose(draws.mean(axis=0), mean, atol=5 * std.max() / np.sqrt(4000))
+    np.testing.assert_allclose(draws.std(axis=0), std, atol=0.05 * std.max())
+
+
+def test_residuals_in_closed_form_are_those_of_fitting_without_the_part(
+    process: ArchitectureProcess, data: tuple[np.ndarray, np.ndarray]
+) -> None:
+    part, rest = np.arange(8), np.arange(8, 40)
+    fast = process.residuals([part, rest])[part]
+    # The same scale, effects and weights, so that only the data differ.
+    target = (data[1][rest] - process.center_) / process.scale_
+    full = process._covariance(process.kernel.one_hot(data[0][:40]))
+    inner = full[np.ix_(rest, rest)] + (np.exp(process.weights_.noise) + 1e-6) * np.eye(len(rest))
+    slow = full[np.ix_(part, rest)] @ np.linalg.solve(inner, target) * process.scale_ + process.center_ - data[1][part]
+    np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-6)
