@@ -201,5 +201,9 @@ def _resolved(name: str, tables: Mapping[str, LatencyTable]) -> str:
     if kind not in OF_DEVICES:
         raise UserError(f"{name}", allowed=f"{kind} is the same on every device", next_step=f"Write: {kind}, without a device")
     if device not in tables:
-        raise unknown_name("device", device, tables, command="nas devices")
+        raise UserError(
+            f"{name}: '{device}' is not among the devices of this search",
+            allowed=f"They are: {', '.join(tables) or 'none'}",
+            next_step=f"Add: --device {device}",
+        )
     return on_device(kind, device, next(iter(tables), ""))
