@@ -304,9 +304,13 @@ def _table(run: Run, device: str, progress: Progress) -> LatencyTable:
     path = run.table(device)
     try:
         open_device(device)
-    except UserError:
+    except UserError as error:
         if not path.exists():
-            raise
+            raise UserError(
+                error.problem,
+                allowed=f"{error.allowed}; or a table that was measured elsewhere, as {path}",
+                next_step=error.next_step,
+            ) from None
         table = LatencyTable.load(path)
         if not table.covers(run.space):
             raise UserError(

@@ -86,7 +86,7 @@ class Crew:
             UserError: an evaluation's own, or the archive is lost, or nothing was finished anywhere for an hour.
         """
         self.archive.recover()
-        left, since = self._left(), time.monotonic()
+        left, since, waited = self._left(), time.monotonic(), False
         with self._evaluating() as step:
             while left > 0 or self._flying:
                 before = self.scored
@@ -95,6 +95,9 @@ class Crew:
                     left, since = left - (self.scored - before), time.monotonic()
                     left = left if left > 0 else self._left()
                     continue
+                if not waited:
+                    self.progress.say(f"waiting     for {left} networks that other processes have to score")
+                waited = True
                 time.sleep(POLL)
                 self.archive.recover()
                 now = self._left()

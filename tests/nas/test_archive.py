@@ -284,10 +284,8 @@ class Server:
     def call(self, program: str, *arguments: str) -> None:
         command = [str(self.programs / program), "-D", str(self.folder / "data"), *arguments]
         # Its output goes to a file: the server inherits it, and a pipe would stay open as long as it runs.
-        with (self.folder / "output").open("w") as output:
-            done = subprocess.run(
-                command, user=self.user, cwd=self.folder, timeout=60, stdout=output, stderr=output, check=False
-            )
+        with (self.folder / "output").open("w") as out:
+            done = subprocess.run(command, user=self.user, cwd=self.folder, timeout=60, stdout=out, stderr=out, check=False)
         assert done.returncode == 0, (self.folder / "output").read_text()
 
     def start(self) -> None:
