@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latency_tables import LatencyTable
-    from nas.api import export, finetune, predictor, profile, report, score, search, space, spaces, train, verify
+    from nas.api import export, finetune, predictor, profile, report, score, search, space, spaces, train, verify, worker
     from nas.evolution import evolve
     from nas.optimizing import OptimizeResult, optimize
     from nas.pareto import ParetoFront
@@ -52,6 +52,7 @@ __all__ = [
     "survivors",
     "train",
     "verify",
+    "worker",
 ]
 
 _HOMES = {

@@ -15,6 +15,8 @@ from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from latency_tables import LatencyTable
     from nas.archive import Score
     from nas.exporting import Export
@@ -23,13 +25,28 @@ if TYPE_CHECKING:
     from predictors import ArchitecturePredictor
     from supernets import ImageData, Recipe, Supernet
 
-__all__ = ["export", "finetune", "predictor", "profile", "report", "score", "search", "space", "spaces", "train", "verify"]
+__all__ = [
+    "export",
+    "finetune",
+    "predictor",
+    "profile",
+    "report",
+    "score",
+    "search",
+    "space",
+    "spaces",
+    "train",
+    "verify",
+    "worker",
+]
 
 LOG_VERSION = 1
 DEFAULT_DEVICE = "onnxruntime-cpu"
 DEFAULT_SAMPLES = 100
 DEFAULT_IMAGES = 2000
 DEFAULT_POINTS = 16
+DEFAULT_IDLE = 300.0
+DEFAULT_HEARTBEAT = 20
 
 
 def space(name: str, **parameters: Any) -> SearchSpace:
@@ -159,71 +176,151 @@ def score(
     *,
     samples: int = DEFAULT_SAMPLES,
     images: int = DEFAULT_IMAGES,
+    device: str | None = None,
+    jobs: int | Executor = 1,
+    storage: str | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> list[Score]:
-    """Validate subnets of a trained run until its archive holds ``samples`` of them; returns all scores."""
-    from nas.searching import score_run
+    """Validate subnets of a trained run until its archive holds ``samples`` of them; returns all scores.
 
-    return score_run(_opened(run), None, samples=samples, images=images, seed=seed, progress=progress)
+    The first 100 are spread over the cost, to learn from; then the strategy ``default`` proposes, in batches, what may lie on
+    the front of accuracy against the cost. Every finished score is kept, whatever happens; the same scores come out
+    whatever the number of jobs.
+
+    Args:
+        images: validation images per subnet, at most.
+        device: whose latency is the cost; MACs without one.
+        jobs: evaluations at a time, in processes of this machine (a script that asks for more than one needs the guard
+            ``if __name__ == "__main__"``), or an executor with the interface of `concurrent.futures`; 0 leaves all of
+            them to workers (see `worker`).
+        storage: URL of a database that workers share, ``postgresql://...`` or ``sqlite:///FILE``.
+    """
+    from nas.goals import make_goal
+    from nas.searching import Scoring, score_run
+
+    opened = _opened(run)
+    tables = {} if device is None else {device: _table(opened, device, progress)}
+    goal = make_goal(opened.space, tables, ("accuracy", "macs" if device is None else "latency"), {})
+    scoring = Scoring(opened, images, jobs=jobs, storage=storage, seed=seed, progress=progress)
+    return score_run(scoring, goal, samples=samples)
+
+
+def worker(
+    run: str | Path | Run,
+    *,
+    storage: str | None = None,
+    jobs: int | Executor = 1,
+    idle: float = DEFAULT_IDLE,
+    heartbeat: int = DEFAULT_HEARTBEAT,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress = SILENT,
+) -> int:
+    """Score what a search has queued in a shared archive; returns how many subnets this worker scored.
+
+    Run it where there is a copy of the run folder (and of its data), at the same time as the search, on as many machines
+    as you like. No network is scored twice; what a lost worker held is queued again.
+
+    Args:
+        storage: the search's; None for a search on this machine without one.
+        idle: seconds without work after which the worker ends.
+        heartbeat: seconds between signs of life; a worker that misses two counts as lost.
+        stop: asked between evaluations; True ends the worker after those under way.
+
+    Raises:
+        UserError: no search of this run's weights has begun there, or it is of another version of the toolkit.
+    """
+    from nas.working import work
+
+    return work(_opened(run), storage, jobs=jobs, idle=idle, heartbeat=heartbeat, stop=stop, progress=progress)
 
 
 def search(
     run: str | Path | Run,
     *,
-    device: str = DEFAULT_DEVICE,
-    objectives: Sequence[str] = ("accuracy", "latency"),
+    device: str | Sequence[str] | None = None,
+    objectives: Sequence[str] | None = None,
     limits: Mapping[str, Any] | None = None,
     samples: int = DEFAULT_SAMPLES,
+    budget: int | None = None,
     images: int = DEFAULT_IMAGES,
     points: int = DEFAULT_POINTS,
     generations: int = 100,
     seed: int = 0,
     predictor: str = "auto",
+    resume: bool = False,
     force: bool = False,
+    jobs: int | Executor = 1,
+    storage: str | None = None,
     progress: Progress = SILENT,
 ) -> ParetoFront:
-    """The Pareto front of a trained run on a device under hard limits; written to ``front.json``.
+    """The Pareto front of a trained run on devices, under hard limits; written to ``front.json``. See ``docs/search.md``.
 
-    Accuracy is predicted from scored subnets, latency is the device's table with its correction, the rest is exact. A
-    device without a table is profiled first, a run with too few scores is scored first.
+    Accuracy is predicted from scored subnets, latency is the device's table with its correction, the rest is exact. A device
+    without a table is profiled first, a run with too few scores is scored first.
 
     Args:
-        objectives: two or more of accuracy, latency, macs, params, size, memory.
-        limits: objective -> bound, a number or text with a unit: ``{"latency": "5ms", "params": 4e6}``.
-        samples: scored subnets that the predictor learns from.
+        device: one or several; default onnxruntime-cpu. Several: also a front of its own for each.
+        objectives: two or more of accuracy, latency (``latency@DEVICE``), throughput, macs, params, size, memory. Default:
+            accuracy, and latency on every device.
+        limits: objective -> bound, a number or text with a unit: ``{"latency": "5ms", "params": 4e6}``; several bounds
+            (a list, ``"5ms,10ms"``) give one front for each, and make the quantity an objective.
+        samples: scored subnets that the predictor learns from, at least.
+        budget: scores in all, those of earlier searches included: the strategy ``default`` proposes networks, the front
+            is scored, too, and the search ends early when it stops growing.
         images: validation images per scored subnet, at most.
         points: networks on the front, spread over it.
         generations: of NSGA-II, 100 candidates each.
+        resume: replace the front that is there; devices, objectives and limits that are not given are those it has.
         force: replace a front that is there already.
+        jobs, storage: as for `score`.
 
     Raises:
-        UserError: an infeasible limit (with the smallest reachable value), or a front that is there already.
+        UserError: limits that no network meets (with the best reachable values), or a front that is there already.
     """
-    from nas.searching import search_run
+    from nas.resuming import wanted
+    from nas.searching import Scoring, search_run
 
     opened = _opened(run)
-    existing = opened.file("front.json")
-    if existing.exists() and not force:
-        raise UserError(
-            f"{existing} is there already",
-            allowed="One front per run; its exports and its report belong to it",
-            next_step="Search anew with --force (exports stay), or use the front as it is",
-        )
-    table = profile(opened.space, device=device, out=opened.path, seed=opened.settings["seed"], progress=progress)
+    devices = (device,) if isinstance(device, str) else tuple(device or ())
+    request = wanted(opened.file("front.json"), devices, objectives, limits, resume=resume, force=force)
     return search_run(
-        opened,
-        table,
-        objectives=objectives,
-        limits=limits or {},
+        Scoring(opened, images, jobs=jobs, storage=storage, seed=seed, progress=progress),
+        request,
+        {name: _table(opened, name, progress) for name in request.devices},
         samples=samples,
-        images=images,
+        budget=budget,
         points=points,
         generations=generations,
         seed=seed,
         predictor=predictor,
-        progress=progress,
     )
+
+
+def _table(run: Run, device: str, progress: Progress) -> LatencyTable:
+    """A device's table: measured here, or as it lies in the run, where the device is elsewhere."""
+    from latency_tables import LatencyTable, open_device
+
+    path = run.table(device)
+    try:
+        open_device(device)
+    except UserError as error:
+        if not path.exists():
+            raise UserError(
+                error.problem,
+                allowed=f"{error.allowed}; or a table that was measured elsewhere, as {path}",
+                next_step=error.next_step,
+            ) from None
+        table = LatencyTable.load(path)
+        if not table.covers(run.space):
+            raise UserError(
+                f"{path} is a table of {table.space.key}, not of {run.space.key}",
+                allowed="A table of the run's own space",
+                next_step="Profile the run's space on that device",
+            ) from None
+        table.terms()  # an unfinished table says so
+        return table.bind(run.space)
+    return profile(run.space, device=device, out=run.path, seed=run.settings["seed"], progress=progress)
 
 
 def export(run: str | Path | Run, *, pick: str | None = None, force: bool = False, progress: Progress = SILENT) -> list[Export]:

@@ -1,21 +1,34 @@
-"""The archive of true evaluations: an Optuna study in the run folder; scores survive anything and are never paid twice."""
+"""The archive of true evaluations: an Optuna study, in the run folder or in a database that many machines share.
+
+Every network is a trial: waiting until somebody takes it, running, and complete with its accuracy. Finished scores
+survive anything and are never paid twice.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
 
+from nas.storage import Place, patiently, reaching
 from search_spaces import Architecture, SearchSpace
+from search_spaces.artifacts import made_by
 from search_spaces.errors import UserError
 
-__all__ = ["Archive", "Score"]
+__all__ = ["Archive", "Claim", "Score", "accuracies"]
+
+HEARTBEAT = 20  # seconds between signs of life; a trial without one for twice as long is lost
+RETRIES = 3
+_LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
 
 @dataclass(frozen=True)
@@ -25,11 +38,13 @@ class Score:
     Attributes:
         accuracy: fraction of the validation images classified correctly.
         images: how many images that was.
+        proposed: a strategy chose the network because it may be on the front; else it was chosen to learn from.
     """
 
     arch: Architecture
     accuracy: float
     images: int
+    proposed: bool = False
 
     @property
     def standard_error(self) -> float:
@@ -37,72 +52,288 @@ class Score:
         return float(np.sqrt(self.accuracy * (1 - self.accuracy) / self.images))
 
 
-class Archive:
-    """Scores of one supernet's subnets.
+@dataclass(frozen=True)
+class Claim:
+    """A network that this process, and no other one, evaluates.
 
-    Args:
-        path: SQLite file; made when it does not exist.
-        space: of the architectures.
-        weights: identifies the supernet's weights; an archive of other weights is refused.
-
-    Raises:
-        UserError: the file is not an archive, or belongs to other weights or another space.
+    Attributes:
+        trial: the database's key of the trial.
+        images: validation images, at most.
     """
 
-    def __init__(self, path: Path, space: SearchSpace, *, weights: str) -> None:
+    trial: int
+    arch: Architecture
+    images: int
+    proposed: bool
+
+
+class Archive:
+    """Scores of one supernet's subnets, and the queue of those to be scored.
+
+    Args:
+        where: an SQLite file (made when it does not exist), or a database's URL; see `nas.storage`.
+        space: of the architectures.
+        weights: identifies the supernet's weights; an archive of other weights is refused.
+        heartbeat: seconds between signs of life of running evaluations.
+        create: make what is not there; a worker joins what a search has made.
+
+    Raises:
+        UserError: the file is not an archive, the database cannot be reached, or the archive belongs to other weights or
+            another space.
+    """
+
+    def __init__(
+        self, where: Path | str, space: SearchSpace, *, weights: str, heartbeat: int = HEARTBEAT, create: bool = True
+    ) -> None:
         self.space = space
+        self.place = Place.of(where)
+        self.heartbeat = heartbeat
         identity = {"space": space.key, "weights": weights}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _quiet():
-            try:
-                self._study = optuna.create_study(
-                    study_name="scores", storage=f"sqlite:///{path}", direction="maximize", load_if_exists=True
+        self._waiting: list[tuple[Claim, bool]] = []
+        with self.place.opening():
+            self._retry = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+            self._storage = self.place.connect(heartbeat, self._retry)
+            name = self.place.study(weights)
+            if create:
+                self._study = patiently(
+                    lambda: optuna.create_study(
+                        study_name=name, storage=self._storage, direction="maximize", load_if_exists=True
+                    )
                 )
-                stored = {key: self._study.user_attrs.get(key) for key in identity}
-            except Exception as error:  # noqa: BLE001 (any of SQLAlchemy's and Optuna's errors on a damaged file)
-                raise UserError(
-                    f"{path} cannot be read as an archive of scores ({type(error).__name__}: {error})",
-                    allowed="An Optuna study in SQLite",
-                    next_step=f"Restore it from a copy, or remove {path}; the subnets are then scored anew",
-                ) from None
+            else:
+                self._study = self._existing(name)
+            stored = {key: self._study.user_attrs.get(key) for key in identity}
             if not any(stored.values()):
                 for key, value in identity.items():
                     self._study.set_user_attr(key, value)
-            elif stored != identity:
-                raise UserError(
-                    f"{path} holds scores of {stored['space']}, weights {stored['weights']}",
-                    allowed=f"Scores of {identity['space']}, weights {identity['weights']}",
-                    next_step=f"Remove {path} to score this supernet anew",
-                )
+        if any(stored.values()) and stored != identity:
+            raise UserError(
+                f"{self.place} holds scores of {stored['space']}, weights {stored['weights']}",
+                allowed=f"Scores of {identity['space']}, weights {identity['weights']}",
+                next_step=f"Remove {self.place} to score this supernet anew",
+            )
+
+    def _existing(self, name: str) -> optuna.Study:
+        names = optuna.get_all_study_names(self._storage)
+        if name in names:
+            return optuna.load_study(study_name=name, storage=self._storage)
+        raise UserError(
+            f"{self.place} has no archive of this run's weights",
+            allowed=f"It holds: {', '.join(names) or 'nothing'}; the run folder needs the same weights on every machine",
+            next_step="Start the search first: nas search RUN --storage URL",
+        )
+
+    # ---- scores ---------------------------------------------------------------------------------------------
 
     def scores(self) -> list[Score]:
-        """All scores in order of evaluation, one per network."""
-        with _quiet():
-            trials = self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+        """All scores in the order in which they were queued, one per network."""
         found: dict[str, Score] = {}
-        for trial in trials:
-            arch = self.space.architecture(**json.loads(trial.user_attrs["architecture"]))
-            found.setdefault(arch.id, Score(arch, float(trial.value or 0.0), int(trial.user_attrs["images"])))
+        for trial in sorted(self._trials(TrialState.COMPLETE), key=_place_in_queue):
+            arch = self._arch(trial)
+            proposed = bool(trial.user_attrs.get("proposed", False))
+            found.setdefault(arch.id, Score(arch, float(trial.value or 0.0), int(trial.user_attrs["images"]), proposed))
         return list(found.values())
 
     def add(self, score: Score) -> None:
         """Store a score; it is on disk when this returns."""
-        attributes = {"architecture": json.dumps(score.arch.to_dict()), "id": score.arch.id, "images": score.images}
-        with _quiet():
-            self._study.add_trial(optuna.trial.create_trial(value=score.accuracy, user_attrs=attributes))
+        attributes = self._attributes(score.arch, score.images, score.proposed)
+        attributes["standard_error"] = score.standard_error
+        with reaching(self.place):
+            self._study.add_trial(
+                optuna.trial.create_trial(value=score.accuracy, user_attrs=attributes, **self._genes(score.arch))
+            )
+
+    def add_missing(self, scores: Iterable[Score]) -> None:
+        """Store those scores whose networks have none yet."""
+        known = {trial.user_attrs["id"] for trial in self._trials(TrialState.COMPLETE)}
+        for score in scores:
+            if score.arch.id not in known:
+                self.add(score)
+
+    # ---- the queue ------------------------------------------------------------------------------------------
+
+    def enqueue(self, archs: Iterable[Architecture], *, images: int, proposed: bool) -> None:
+        """Queue networks for evaluation; those that wait, run or have a score already are left out."""
+        known = {trial.user_attrs["id"] for trial in self._trials(*_LIVE)}
+        for arch in archs:
+            if arch.id in known:
+                continue
+            known.add(arch.id)
+            attributes = self._attributes(arch, images, proposed)
+            with reaching(self.place):
+                self._study.add_trial(
+                    optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=attributes, **self._genes(arch))
+                )
+
+    def claim(self) -> Claim | None:
+        """Take the next waiting network; None: none waits. No other process gets the same one."""
+        self._waiting = self._waiting or self._to_claim()
+        while self._waiting:
+            claim, duplicate = self._waiting.pop(0)
+            with reaching(self.place):
+                # Before it runs: a process that dies at once still leaves a trial that can be found lost.
+                self._storage.record_heartbeat(claim.trial)
+            if self._moved(claim.trial, TrialState.RUNNING) and not duplicate:
+                return claim
+            if duplicate:
+                self._moved(claim.trial, TrialState.FAIL)
+            self._waiting = self._waiting or self._to_claim()
+        return None
+
+    def _to_claim(self) -> list[tuple[Claim, bool]]:
+        """What waits, and whether an older trial has the same network (two searches that queue at once can do that).
+
+        Reading all trials is slow, so they are taken from one reading as long as it lasts; those that others took since
+        are noticed when they are to be moved.
+        """
+        found, seen = [], {trial.user_attrs["id"] for trial in self._trials(TrialState.COMPLETE)}
+        for trial in self._trials(TrialState.WAITING, TrialState.RUNNING):
+            attributes = trial.user_attrs
+            if trial.state == TrialState.WAITING:
+                proposed = bool(attributes.get("proposed", False))
+                claim = Claim(trial._trial_id, self._arch(trial), int(attributes["images"]), proposed)
+                found.append((claim, attributes["id"] in seen))
+            seen.add(attributes["id"])
+        return found
+
+    def finish(self, claim: Claim, accuracy: float, images: int, *, seconds: float) -> None:
+        """Store the score of a claimed network; it is on disk when this returns."""
+        score = Score(claim.arch, accuracy, images, claim.proposed)
+        facts = {"images": images, "standard_error": score.standard_error, "seconds": round(seconds, 3)}
+        with reaching(self.place):
+            try:
+                for key, value in facts.items():
+                    self._storage.set_trial_user_attr(claim.trial, key, value)
+                self._storage.set_trial_state_values(claim.trial, TrialState.COMPLETE, [accuracy])
+            except optuna.exceptions.UpdateFinishedTrialError:
+                self.add_missing([score])  # it was given up for lost; the score is good all the same
+
+    def give_back(self, claim: Claim, reason: str, *, counted: bool) -> None:
+        """Queue a claimed network again, at its old place.
+
+        Args:
+            counted: the evaluation failed, which is tried again `RETRIES` times; else it was only interrupted.
+        """
+        with reaching(self.place):
+            try:
+                self._storage.set_trial_user_attr(claim.trial, "failure", reason[:1000])
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return  # it was given up for lost, and is queued again already
+            if not self._moved(claim.trial, TrialState.FAIL):
+                return
+            failed = self._storage.get_trial(claim.trial)
+            if counted:
+                self._retry(self._study, failed)
+                return
+            system = {"failed_trial": failed.number, **failed.system_attrs}
+            parts: dict[str, Any] = {
+                "params": failed.params,
+                "distributions": failed.distributions,
+                "user_attrs": failed.user_attrs,
+            }
+            self._study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, system_attrs=system, **parts))
+
+    def beat(self, claims: Iterable[Claim]) -> None:
+        """A sign of life for running evaluations."""
+        with reaching(self.place):
+            for claim in claims:
+                self._storage.record_heartbeat(claim.trial)
+
+    def recover(self) -> None:
+        """Queue again what lost processes were evaluating: those without a sign of life for two heartbeats."""
+        with reaching(self.place, quiet=True):
+            optuna.storages.fail_stale_trials(self._study)
+
+    def withdraw(self, most: int) -> None:
+        """Leave at most so many networks waiting: the first ones."""
+        for trial in self._trials(TrialState.WAITING)[max(0, most) :]:
+            with reaching(self.place), suppress(optuna.exceptions.UpdateFinishedTrialError):
+                self._storage.set_trial_user_attr(trial._trial_id, "withdrawn", True)
+            self._moved(trial._trial_id, TrialState.FAIL)
+
+    def waiting(self) -> int:
+        """Networks that nobody has taken."""
+        return len(self._trials(TrialState.WAITING))
+
+    def running(self) -> int:
+        """Networks that somebody evaluates."""
+        return len(self._trials(TrialState.RUNNING))
+
+    def failures(self, archs: Sequence[Architecture]) -> dict[str, str]:
+        """Why networks without a score, and not queued, failed: id -> reason."""
+        live = {trial.user_attrs["id"] for trial in self._trials(*_LIVE)}
+        wanted = {arch.id for arch in archs} - live
+        failed = [trial for trial in self._trials(TrialState.FAIL) if trial.user_attrs["id"] in wanted]
+        failed = [trial for trial in failed if "withdrawn" not in trial.user_attrs]
+        return {t.user_attrs["id"]: str(t.user_attrs.get("failure", "its process was lost")) for t in failed}
+
+    # ---- the toolkit's version ------------------------------------------------------------------------------
+
+    def lead(self) -> None:
+        """Record the version of the toolkit that searches; workers need the same one."""
+        with reaching(self.place):
+            self._study.set_user_attr("toolkit", made_by())
+
+    def check_version(self) -> None:
+        """Refuse to work for another version of the toolkit.
+
+        Raises:
+            UserError: as said.
+        """
+        with reaching(self.place):
+            leader = self._study.user_attrs.get("toolkit", made_by())
+        if leader != made_by():
+            raise UserError(
+                f"{self.place} is filled by a search of {leader}, this worker is {made_by()}",
+                allowed="The same version on every machine: another one may score differently",
+                next_step=f"Install it here: pip install '{str(leader).replace(' ', '==')}'",
+            )
+
+    # ---- trials ---------------------------------------------------------------------------------------------
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Our trials in these states, by number; others (enqueued by hand, say) are not ours."""
+        with reaching(self.place):
+            trials = self._study.get_trials(deepcopy=False, states=states)
+        return [trial for trial in trials if "architecture" in trial.user_attrs and "id" in trial.user_attrs]
+
+    def _arch(self, trial: FrozenTrial) -> Architecture:
+        return self.space.architecture(**json.loads(trial.user_attrs["architecture"]))
+
+    def _moved(self, trial: int, state: TrialState) -> bool:
+        """Whether this process, and no other one, moved a trial to a state."""
+        with reaching(self.place):
+            try:
+                return self._storage.set_trial_state_values(trial, state)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return False
+
+    def _attributes(self, arch: Architecture, images: int, proposed: bool) -> dict[str, Any]:
+        space = self.space
+        exact = {"macs": space.macs(arch), "params": space.params(arch)}
+        exact |= {"size": space.weight_bytes(arch), "memory": space.activation_bytes(arch)}
+        text = {"architecture": json.dumps(arch.to_dict()), "id": arch.id, "images": images, "proposed": proposed}
+        return text | {name: float(value) for name, value in exact.items()}
+
+    def _genes(self, arch: Architecture) -> dict[str, Any]:
+        """The choices as Optuna's parameters, for its dashboard and its analyses."""
+        genes, row = self.space.genes, self.space.to_array(arch)[0]
+        options = {gene.name: tuple(_plain(option) for option in gene.options) for gene in genes}
+        return {
+            "params": {gene.name: options[gene.name][index] for gene, index in zip(genes, row.tolist(), strict=True)},
+            "distributions": {name: optuna.distributions.CategoricalDistribution(found) for name, found in options.items()},
+        }
 
 
-def accuracies(scores: list[Score]) -> NDArray[np.float64]:
+def accuracies(scores: Sequence[Score]) -> NDArray[np.float64]:
     """(N,) fractions."""
     return np.array([score.accuracy for score in scores])
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna reports every study and trial to stderr; ours is the only voice there."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
+def _place_in_queue(trial: FrozenTrial) -> int:
+    """A retried network keeps its place, so that the order of scores does not depend on who was lost."""
+    return int(trial.system_attrs.get("failed_trial", trial.number))
+
+
+def _plain(option: Any) -> Any:
+    return option if isinstance(option, (str, int, float, bool)) else json.dumps(option)

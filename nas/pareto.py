@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import search_spaces
-from nas.objectives import KNOWN, parse_limits
+from nas.objectives import KNOWN, kind_of, parse_limits
 from search_spaces import Architecture, SearchSpace
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.errors import UserError
@@ -19,9 +19,10 @@ from search_spaces.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ParetoFront", "Point", "non_dominated", "spread_out", "usual_direction"]
+__all__ = ["ParetoFront", "Point", "hypervolume_trace", "non_dominated", "spread_out", "usual_direction"]
 
-FRONT_VERSION = 2  # version 1 listed the objectives by name, all of them the toolkit's own
+# Version 1 listed the objectives by name, all of them the toolkit's own; 2 had no parts, records and measured values.
+FRONT_VERSION = 3
 Values = NDArray[np.float64]
 
 
@@ -31,12 +32,14 @@ class Point:
 
     Attributes:
         values: promised values by objective (accuracy a fraction, latency in ms), and exact counts.
-        std: one standard deviation of the promised values that are predictions.
+        std: one standard deviation of the promised values that are predictions, the standard error of measured ones.
+        measured: names of the values that were measured; the others are predicted, estimated, or exact counts.
     """
 
     arch: Architecture
     values: dict[str, float]
     std: dict[str, float]
+    measured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class ParetoFront:
         objectives: what was optimised: name -> ``"max"`` or ``"min"``.
         limits: name -> bound: at least for what is to be large, at most for everything else.
         provenance: device, predictor's report card, table quality, seed, evaluations.
+        parts: further fronts of the same search by name: one per combination of budgets, and each device's own.
+        records: what the search noted: hypervolume after every evaluation, the price of sharing a network, the request.
     """
 
     space: SearchSpace
@@ -54,6 +59,8 @@ class ParetoFront:
     objectives: dict[str, str]
     limits: dict[str, float]
     provenance: dict[str, Any]
+    parts: dict[str, ParetoFront] = field(default_factory=dict)
+    records: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -91,7 +98,7 @@ class ParetoFront:
         """One point: ``knee``, ``best`` (first in accuracy), ``fastest`` (in latency), an id, or a limit.
 
         Without accuracy (latency), the first (second) objective counts. A limit such as ``latency=5ms`` picks the best
-        point within it.
+        point within it, ``accuracy=90%`` the fastest one. ``latency@DEVICE=5ms`` looks at that device's own front, too.
 
         Raises:
             UserError: nothing on the front fits.
@@ -100,11 +107,13 @@ class ParetoFront:
             return self._knee() if what == "knee" else min(self.points, key=self._cost_of(what))
         if "=" in what:
             name, _, value = what.partition("=")
+            own = [p for part in self.parts.values() if part.provenance.get("device") == name.partition("@")[2] for p in part]
+            name = self._own_name(name)
             bound, direction = self._bound(name, value)
-            within = [p for p in self.points if name in p.values and _within(p.values[name], bound, direction)]
+            within = [p for p in [*self.points, *own] if name in p.values and _within(p.values[name], bound, direction)]
             if within:
-                return min(within, key=self._cost_of("best"))
-        for point in self.points:
+                return min(within, key=self._cost_of("fastest" if name == "accuracy" else "best"))
+        for point in [*self.points, *(point for part in self.parts.values() for point in part)]:
             if point.arch.id == what:
                 return point
         raise UserError(
@@ -112,6 +121,11 @@ class ParetoFront:
             allowed=f"knee, best, fastest, a limit such as latency=5ms, or an id: {', '.join(p.arch.id for p in self.points)}",
             next_step="Choose one of them",
         )
+
+    def _own_name(self, name: str) -> str:
+        """A quantity as the points have it: that of the first device goes without device."""
+        kind, _, device = name.partition("@")
+        return kind if device and device == self.provenance.get("device") else name
 
     def _cost_of(self, what: str) -> Callable[[Point], float]:
         """What ``best`` and ``fastest`` minimise."""
@@ -125,7 +139,7 @@ class ParetoFront:
     def _bound(self, name: str, value: str) -> tuple[float, str]:
         """A limit as `pick` takes it: with a unit for the toolkit's own quantities, a plain number for others."""
         direction = self.objectives.get(name, usual_direction(name))
-        if name in KNOWN:
+        if kind_of(name) in KNOWN:
             return parse_limits({name: value})[0].bound, direction
         try:
             return float(value), direction
@@ -144,21 +158,28 @@ class ParetoFront:
         import pandas as pd
 
         rows = [
-            {"id": p.arch.id, **p.values, **{f"{name}_std": s for name, s in p.std.items()}, "architecture": str(p.arch)}
+            {
+                "id": p.arch.id,
+                **p.values,
+                **{f"{name}_std": s for name, s in p.std.items()},
+                "measured": " ".join(p.measured),
+                "architecture": str(p.arch),
+            }
             for p in self.points
         ]
         return pd.DataFrame(rows)
 
     def save(self, path: Path) -> None:
-        points = [{"id": p.arch.id, "architecture": p.arch.to_dict(), "values": p.values, "std": p.std} for p in self.points]
-        body = {
-            "space": self.space.to_dict(),
-            "objectives": self.objectives,
-            "limits": self.limits,
-            "points": points,
-            "provenance": self.provenance,
-        }
+        parts = {name: part._body() for name, part in self.parts.items()}
+        body = {"space": self.space.to_dict(), **self._body(), "parts": parts, "records": self.records}
         write_json(path, "front", FRONT_VERSION, body)
+
+    def _body(self) -> dict[str, Any]:
+        points = [
+            {"id": p.arch.id, "architecture": p.arch.to_dict(), "values": p.values, "std": p.std, "measured": list(p.measured)}
+            for p in self.points
+        ]
+        return {"objectives": self.objectives, "limits": self.limits, "points": points, "provenance": self.provenance}
 
     @classmethod
     def load(cls, path: str | Path) -> ParetoFront:
@@ -171,12 +192,8 @@ class ParetoFront:
         value = read_json(file, "front", FRONT_VERSION, make=f"nas search {file.parent}")
         try:
             space = search_spaces.from_dict(value["space"])
-            points = tuple(
-                Point(space.architecture(**p["architecture"]), dict(p["values"]), dict(p["std"])) for p in value["points"]
-            )
-            listed = value["objectives"]
-            objectives = dict(listed) if isinstance(listed, dict) else {name: usual_direction(name) for name in listed}
-            return cls(space, points, objectives, dict(value["limits"]), dict(value["provenance"]))
+            parts = {name: cls._from(space, part) for name, part in value.get("parts", {}).items()}
+            return replace(cls._from(space, value), parts=parts, records=dict(value.get("records", {})))
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"{file} is damaged ({error!r})",
@@ -184,10 +201,20 @@ class ParetoFront:
                 next_step=f"Remove it and run: nas search {file.parent}",
             ) from None
 
+    @classmethod
+    def _from(cls, space: SearchSpace, value: Mapping[str, Any]) -> ParetoFront:
+        points = tuple(
+            Point(space.architecture(**p["architecture"]), dict(p["values"]), dict(p["std"]), tuple(p.get("measured", ())))
+            for p in value["points"]
+        )
+        listed = value["objectives"]
+        objectives = dict(listed) if isinstance(listed, dict) else {name: usual_direction(name) for name in listed}
+        return cls(space, points, objectives, dict(value["limits"]), dict(value["provenance"]))
+
 
 def usual_direction(name: str) -> str:
     """Of a quantity that is no objective: the toolkit's own know theirs, any other one is a cost."""
-    return "max" if name in KNOWN and KNOWN[name][1] else "min"
+    return "max" if kind_of(name) in KNOWN and KNOWN[kind_of(name)][1] else "min"
 
 
 def _within(value: float, bound: float, direction: str) -> bool:
@@ -202,6 +229,20 @@ def non_dominated(costs: Values) -> NDArray[np.intp]:
     first = np.sort(first)
     front = NonDominatedSorting().do(costs[first], only_non_dominated_front=True)
     return np.sort(first[front])
+
+
+def hypervolume_trace(costs: Values, worst: Values) -> Values:
+    """Hypervolume of the front after each evaluation, (N,); costs (N, objectives) minimised, infinite outside limits."""
+    from pymoo.indicators.hv import HV
+
+    volume, front, found = HV(ref_point=worst), costs[:0], np.zeros(len(costs))
+    for index, row in enumerate(costs):
+        new = bool((row < worst).all()) and not (front <= row).all(axis=1).any()
+        if new:
+            front = np.concatenate([front, row[None]])
+            front = front[non_dominated(front)]
+        found[index] = volume(front) if new else (found[index - 1] if index else 0.0)
+    return found
 
 
 def spread_out(costs: Values, n: int) -> list[int]:

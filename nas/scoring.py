@@ -2,70 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
-from nas.archive import Archive, Score
+from nas.runs import Run
 from search_spaces import Architecture, SearchSpace
-from search_spaces.costs import Cost
-from search_spaces.progress import SILENT, Progress
-from supernets import ImageData, Supernet, calibrated, evaluate
+from supernets import calibrated, evaluate
 
-__all__ = ["choose_subnets", "score_subnets"]
+__all__ = ["choose_subnets", "validate"]
+
+Rows = NDArray[np.int64]
+Values = NDArray[np.float64]
 
 _POOL = 40  # random networks drawn per network chosen
 
 
-def choose_subnets(space: SearchSpace, n: int, cost: Cost, rng: np.random.Generator) -> list[Architecture]:
+def choose_subnets(
+    space: SearchSpace, n: int, cost: Callable[[Rows], Values], rng: np.random.Generator, *, known: Sequence[Architecture] = ()
+) -> list[Architecture]:
     """Distinct architectures to score: the smallest, the largest, and one from each of n - 2 cost quantiles.
 
     Uniform samples of a space crowd around its middle; a predictor is asked for the whole range. Half of the pool is
     therefore drawn gene by gene with options skewed towards small or large ones.
+
+    Args:
+        cost: canonical rows to what the quantiles are of, above 0.
+        known: scored already; they count among the n, each for the quantile nearest to it.
     """
     ends = space.to_array([space.smallest, space.largest])
     skew = np.exp(rng.normal(size=(n * _POOL // 2, 1)))
     skewed = np.floor(rng.random((len(skew), len(space.genes))) ** skew * space.lengths).astype(np.int64)
     pool = np.concatenate([ends, space.sample_rows(n * _POOL // 2, rng), space.canonical(skewed)])
     pool = pool[space.unique(pool)]
-    chosen = space.to_array(list(dict.fromkeys([space.smallest, space.largest])))
-    keys = {row.tobytes() for row in chosen}
+    there = {row.tobytes() for row in space.to_array(known)} if known else set()
+    chosen = [arch for arch in dict.fromkeys([space.smallest, space.largest]) if arch not in known]
+    keys = there | {row.tobytes() for row in space.to_array([space.smallest, space.largest])}
     rest = pool[[row.tobytes() not in keys for row in pool]]
     # Even steps between the extremes on a log scale: every size is represented, also where networks are rare.
     prices = np.log(cost(rest))
+    targets = np.linspace(prices.min(), prices.max(), max(0, n - len(dict.fromkeys([space.smallest, space.largest]))))
+    targets = _uncovered(targets, np.log(cost(space.to_array(known))) if known else np.empty(0), n - len(known) - len(chosen))
     taken: list[int] = []
-    for target in rng.permutation(np.linspace(prices.min(), prices.max(), max(0, n - len(chosen)))):
+    for target in rng.permutation(targets):
         if len(taken) == len(rest):
             break
         distance = np.abs(prices - target)
         distance[taken] = np.inf
         taken.append(int(distance.argmin()))
-    return space.from_array(np.concatenate([chosen, rest[taken]]))[:n]
+    return [*chosen, *space.from_array(rest[taken])][: max(0, n - len(known))]
 
 
-def score_subnets(
-    supernet: Supernet,
-    data: ImageData,
-    archive: Archive,
-    archs: list[Architecture],
-    *,
-    images: int,
-    seed: int = 0,
-    progress: Progress = SILENT,
-) -> list[Score]:
-    """Extract, recalibrate and validate each architecture that the archive does not hold yet; returns all their scores.
+def _uncovered(targets: Values, prices: Values, most: int) -> Values:
+    """The targets, in order, that are farthest from all prices; at most so many."""
+    if not len(prices) or not len(targets):
+        return targets
+    far = np.abs(targets[:, None] - prices[None, :]).min(axis=1)
+    return targets[np.sort(np.argsort(-far, kind="stable")[: max(0, most)])]
 
-    Accuracy is taken on up to ``images`` of ``data.val``, which training did not see. Every score is on disk before the
-    next one begins.
+
+def validate(run: Run, arch: Architecture, images: int) -> tuple[float, int]:
+    """Extract, recalibrate and validate a network: its accuracy (a fraction), and on how many images.
+
+    Accuracy is taken on up to ``images`` of the run's validation images, which training did not see.
     """
-    known = {score.arch.id: score for score in archive.scores()}
-    progress.start("score subnets", len(archs))
-    try:
-        for arch in archs:
-            if arch.id not in known:
-                network = calibrated(supernet, arch, data, seed=seed)
-                resolution = int(arch.to_dict().get("resolution", data.size))
-                known[arch.id] = Score(arch, *evaluate(network, data.val, resolution, most=images))
-                archive.add(known[arch.id])
-            progress.advance()
-    finally:
-        progress.stop()
-    return [known[arch.id] for arch in archs]
+    data = run.data()
+    network = calibrated(run.supernet(), arch, data, seed=run.settings["seed"])
+    resolution = int(arch.to_dict().get("resolution", data.size))
+    return evaluate(network, data.val, resolution, most=images)

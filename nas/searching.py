@@ -1,169 +1,273 @@
-"""The search of a run: score subnets, fit the accuracy predictor, evolve on predictions and table latency, keep the front."""
+"""The search of a run: score subnets, propose and score more, predict the rest, keep the front."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from latency_tables import LatencyTable
 from nas.archive import Archive, Score, accuracies
-from nas.evolution import nsga2
-from nas.objectives import KNOWN, Limit, Objective, check_feasible, directions_of, objectives_of, parse_limits
-from nas.pareto import ParetoFront, Point, non_dominated, spread_out
+from nas.fronts import Pool, hypervolumes
+from nas.goals import Goal, View, make_goal
+from nas.objectives import KNOWN, kind_of
+from nas.pareto import ParetoFront
+from nas.resuming import Request
 from nas.runs import Run
-from nas.scoring import choose_subnets, score_subnets
+from nas.scoring import choose_subnets
+from nas.strategies import Quantity, Task, make_strategy
+from nas.working import Crew, Jobs
 from predictors import ArchitecturePredictor, build, report_card
-from search_spaces import SearchSpace
-from search_spaces.costs import Cost
-from search_spaces.errors import UserError, unknown_name
-from search_spaces.progress import Progress
+from search_spaces import Architecture
+from search_spaces.errors import UserError
+from search_spaces.progress import SILENT, Progress
 
-__all__ = ["score_run", "search_run"]
+__all__ = ["FIRST", "Scoring", "score_run", "search_run"]
 
 FEWEST_SAMPLES = 20
+FIRST = 100  # scores chosen to learn from, before a strategy proposes
+BATCH = 20  # proposals at a time
+STALLED = 1e-3  # the search ends when hypervolume grows by less than this share in so many rounds
+STALLED_ROUNDS = 3
+VERIFICATIONS = 3  # times that predicted networks of the front are scored and the front is made anew
 
 
-def score_run(run: Run, table: LatencyTable | None, *, samples: int, images: int, seed: int, progress: Progress) -> list[Score]:
+@dataclass(frozen=True)
+class Scoring:
+    """How subnets of a run are scored, and where the scores are.
+
+    Attributes:
+        images: validation images per subnet, at most.
+        jobs: see `nas.working.Crew`.
+        storage: URL of a database that workers share; None for the run's own file.
+        seed: of the choice of subnets.
+    """
+
+    run: Run
+    images: int
+    jobs: Jobs = 1
+    storage: str | None = None
+    seed: int = 0
+    progress: Progress = SILENT
+
+    @cached_property
+    def _own(self) -> Archive:
+        return Archive(self.run.study, self.run.space, weights=self.run.weights_hash())
+
+    @cached_property
+    def archive(self) -> Archive:
+        """Where networks are queued and scores are; a shared one begins with those of the run's own file."""
+        found = self._own
+        if self.storage is not None:
+            found = Archive(self.storage, self.run.space, weights=self.run.weights_hash())
+            found.add_missing(self._own.scores())
+        found.lead()
+        return found
+
+    def scores(self) -> list[Score]:
+        """All scores; the run's own file keeps a copy of those in a shared archive, should it be lost."""
+        found = self.archive.scores()
+        if self.archive is not self._own:
+            self._own.add_missing(found)
+        return found
+
+    def score(self, archs: Sequence[Architecture], label: str, *, proposed: bool) -> list[Score]:
+        """Score networks, and whatever else is queued; returns all scores.
+
+        Raises:
+            UserError: a network could not be scored.
+        """
+        self.archive.enqueue(archs, images=self.images, proposed=proposed)
+        self.progress.start(label, self.archive.waiting() + self.archive.running())
+        try:
+            Crew(self.run, self.archive, self.jobs, progress=self.progress).drain()
+        finally:
+            self.progress.stop()
+        for network, reason in self.archive.failures(archs).items():
+            raise UserError(
+                f"network {network} could not be scored ({reason})",
+                allowed="Every other score is kept",
+                next_step="Mend the cause, then run the same command again",
+            )
+        return self.scores()
+
+
+def score_run(scoring: Scoring, goal: Goal, *, samples: int, first: int = FIRST, until_stalled: bool = False) -> list[Score]:
     """Make sure that the run's archive holds ``samples`` scores, and return all of them.
 
     Args:
-        table: whose latency stratifies the choice of subnets; MACs without one.
-        images: validation images per subnet, at most.
+        goal: the first device's latency, or MACs, stratifies the first choice; all of it guides the proposals.
+        first: so many are chosen over all costs, to learn from; the strategy ``default`` proposes the others.
+        until_stalled: fewer, if the hypervolume stalls.
     """
     if samples < FEWEST_SAMPLES:
         raise UserError(
             f"{samples} scored subnets",
             allowed=f"At least {FEWEST_SAMPLES}: a predictor learns nothing from fewer",
-            next_step=f"Give --samples {FEWEST_SAMPLES} or more",
+            next_step=f"Give {FEWEST_SAMPLES} or more",
         )
-    space = run.space
-    archive = Archive(run.study, space, weights=run.weights_hash())
-    known = archive.scores()
-    if len(known) < samples:
-        cost = table.cost(space) if table else space.cost(lambda layer: layer.macs)
-        archs = choose_subnets(space, samples, cost, np.random.default_rng([seed, 0]))
-        score_subnets(run.supernet(), run.data(), archive, archs, images=images, seed=run.settings["seed"], progress=progress)
-        known = archive.scores()
+    known = _first_scores(scoring, goal, samples, first)
+    begun, rounds, fruitless = len(known), 0, 0
+    while len(known) < samples and fruitless < STALLED_ROUNDS:
+        if until_stalled and _stalled(goal, known, begun):
+            scoring.progress.say(f"search      ends after {len(known)} scores: the front has stopped growing")
+            break
+        view = goal.views[rounds % len(goal.views)]
+        archs = _propose(goal, view, known, min(BATCH, samples - len(known)), samples, scoring.seed)
+        before = len(known)
+        if archs:
+            known = scoring.score(archs, f"score {len(archs)} proposals", proposed=True)
+        rounds, fruitless = rounds + 1, fruitless + 1 if len(known) == before else 0
     return known
 
 
+def _first_scores(scoring: Scoring, goal: Goal, samples: int, first: int) -> list[Score]:
+    archive, known = scoring.archive, scoring.scores()
+    if scoring.storage is None:
+        archive.withdraw(samples - len(known) - archive.running())  # left behind by a search that wanted more
+    queued = archive.waiting() + archive.running()
+    missing = min(samples, first) - len(known) - queued
+    if missing <= 0 and not queued:
+        return known
+    archs: list[Architecture] = []
+    if missing > 0:
+        cost = goal.known["latency" if goal.tables else "macs"].values
+        rng = np.random.default_rng([scoring.seed, 0])
+        archs = choose_subnets(goal.space, min(samples, first) - queued, cost, rng, known=[score.arch for score in known])
+    return scoring.score(archs, "score subnets", proposed=False)
+
+
+def _propose(goal: Goal, view: View, scores: Sequence[Score], n: int, budget: int, seed: int) -> list[Architecture]:
+    """Up to n networks that the default strategy wants to know; the same for the same scores, whoever asks."""
+    bounds = {limit.objective: limit.bound for limit in goal.searched(view.limits)}
+    names = list(dict.fromkeys([*view.objectives, *bounds]))
+    quantities = tuple(
+        Quantity(
+            name,
+            maximise=KNOWN[kind_of(name)][1],
+            objective=name in view.objectives,
+            bound=bounds.get(name),
+            known=None if name == "accuracy" else goal.known[name].values,
+        )
+        for name in names
+    )
+    mixed = int(np.random.SeedSequence([seed, len(scores)]).generate_state(1)[0])
+    task = Task(goal.space, quantities, budget, n, mixed)
+    rows = goal.space.to_array([score.arch for score in scores])
+    values = task.known(rows)
+    if "accuracy" in names:
+        values[:, names.index("accuracy")] = -accuracies(scores)
+    strategy = make_strategy("default", task)
+    strategy.tell(rows, values)
+    return goal.space.from_array(strategy.ask(n))
+
+
+def _stalled(goal: Goal, scores: Sequence[Score], begun: int) -> bool:
+    """Whether the last rounds of proposals, one for every view at least, added next to nothing to the measured front."""
+    span = STALLED_ROUNDS * len(goal.views) * BATCH
+    if len(scores) - begun < span:
+        return False
+    volumes = hypervolumes(goal, scores)
+    return volumes[-1] - volumes[-1 - span] <= STALLED * volumes[-1]
+
+
 def search_run(
-    run: Run,
-    table: LatencyTable,
+    scoring: Scoring,
+    request: Request,
+    tables: Mapping[str, LatencyTable],
     *,
-    objectives: Sequence[str],
-    limits: Mapping[str, Any],
     samples: int,
-    images: int,
+    budget: int | None,
     points: int,
     generations: int,
     seed: int,
     predictor: str,
-    progress: Progress,
 ) -> ParetoFront:
-    """See `nas.search`; the table is the device's."""
-    bounds = parse_limits(limits)
-    _check_objectives(objectives)
-    space = run.space
-    latency = table.cost(space)
-    check_feasible(space, objectives_of(space, latency=latency), bounds)
-    scores = score_run(run, table, samples=samples, images=images, seed=seed, progress=progress)
-    fitted, card = _fit(predictor, space, scores)
-    progress.say(
-        f"predictor   {card['kind']}, {card['networks']} scored subnets: Spearman {_number(card['spearman'])} "
-        f"and RMSE {card['rmse']:.2%} on held-out subnets (they vary by {card['spread']:.2%})"
-    )
-    if any(bound.objective == "latency" for bound in bounds):
-        progress.say(
-            f"limit       searched {safety_margin(table):.0%} below the latency limit: three times the table's median error"
+    """See `nas.search`; the tables are those of the request's devices."""
+    goal = make_goal(scoring.run.space, tables, request.objectives, request.limits)
+    goal.check()
+    progress = scoring.progress
+    first = samples if budget is None else min(samples, max(FEWEST_SAMPLES, budget // 2))
+    # What the strategy proposes tells most about the front; what the front then promises is scored at the end.
+    kept = 0 if budget is None else min(points, max(0, budget - first) // 3)
+    total = samples if budget is None else budget - kept
+    scores = score_run(scoring, goal, samples=total, first=first, until_stalled=True)
+    fitted = _fit(predictor, goal, scores)
+    _say_margins(goal, progress)
+
+    def pool() -> Pool:
+        measured = scores if any(score.proposed for score in scores) else []
+        return Pool.search(goal, fitted, measured, seed=seed, generations=generations, progress=progress)
+
+    found = pool()
+    for _ in range(VERIFICATIONS if budget is not None else 0):
+        open_points = found.unscored(points)[: max(0, (budget or 0) - len(scores))]
+        if not open_points:
+            break
+        scores = scoring.score(open_points, f"score {len(open_points)} networks of the front", proposed=True)
+        fitted = _fit(predictor, goal, scores)
+        found = pool()
+    card = _card(fitted, scores, progress)
+    front = found.front(points, _provenance(scoring, goal, scores, card, seed, generations, len(found.rows)))
+    if not len(front):
+        raise UserError(
+            f"no network was found within {', '.join(str(limit) for limit in goal.loosest)}",
+            allowed="Limits that a scored or predicted network meets",
+            next_step="Relax the limit on accuracy; all scores are kept",
         )
-    known = objectives_of(space, accuracy=lambda rows: fitted.predict(rows).mean, latency=latency)
-    wanted = [known[name] for name in objectives]
-    margin = safety_margin(table)
-    searched = [_within(bound, margin, latency, space) for bound in bounds]
-    rows = nsga2(
-        space, wanted, [(known[b.objective], b) for b in searched], seed=seed, generations=generations, progress=progress
-    )
-    front = _front(space, rows, wanted, known, fitted, points)
-    provenance = {
-        "device": table.device,
-        "table": run.table(table.device).name,
+    records = {"hypervolume": hypervolumes(goal, scores), "request": request.to_dict()}
+    front = replace(front, records=front.records | records)
+    front.save(scoring.run.file("front.json"))
+    return front
+
+
+def _provenance(
+    scoring: Scoring, goal: Goal, scores: Sequence[Score], card: dict[str, Any], seed: int, generations: int, candidates: int
+) -> dict[str, Any]:
+    device = goal.devices[0]
+    return {
+        "device": device,
+        "devices": ", ".join(goal.devices),
+        "table": scoring.run.table(device).name,
         "predictor": card,
-        "latency_margin": margin,
+        "latency_margin": goal.margin(device),
         "seed": seed,
         "generations": generations,
-        "candidates": len(rows),
+        "candidates": candidates,
         "scores": len(scores),
         "validation_images": scores[0].images,
         "largest_validated": max(s.accuracy for s in scores),
     }
-    result = ParetoFront(space, tuple(front), directions_of(objectives), {b.objective: b.bound for b in bounds}, provenance)
-    result.save(run.file("front.json"))
-    return result
 
 
-def safety_margin(table: LatencyTable) -> float:
-    """How far below a latency limit the search stays, as a fraction: estimates err, limits are hard.
-
-    Three times the table's median error on networks that it had not seen, about two standard deviations; at most a
-    quarter. 0 for a table without such networks.
-    """
-    return 0.0 if table.quality is None else min(0.25, 3 * table.quality.corrected.median)
-
-
-def _within(limit: Limit, margin: float, latency: Cost, space: SearchSpace) -> Limit:
-    """A latency limit with its margin, but never below what the fastest network needs."""
-    if limit.objective != "latency":
-        return limit
-    fastest, _ = latency.minimum(len(space.genes))
-    return Limit("latency", min(limit.bound, max(limit.bound / (1 + margin), fastest * (1 + 1e-9))))
+def _say_margins(goal: Goal, progress: Progress) -> None:
+    for device in dict.fromkeys(goal.device_of(limit.objective) for limit in goal.loosest):
+        if device is not None:
+            where = f" on {device}" if len(goal.tables) > 1 else ""
+            progress.say(
+                f"limit       searched {goal.margin(device):.0%} below the latency limit{where}: "
+                "three times the table's median error"
+            )
 
 
-def _check_objectives(objectives: Sequence[str]) -> None:
-    for name in objectives:
-        if name not in KNOWN:
-            raise unknown_name("objective", name, KNOWN, command="nas search --help")
-    if not 2 <= len(set(objectives)) == len(objectives):
-        raise UserError(
-            f"objectives {list(objectives)}",
-            allowed=f"Two or more different ones of {', '.join(KNOWN)}",
-            next_step="Give for example: --objective accuracy --objective latency",
-        )
+def _fit(kind: str, goal: Goal, scores: Sequence[Score]) -> ArchitecturePredictor:
+    rows = goal.space.to_array([score.arch for score in scores])
+    return build(kind, goal.space, shares=True).fit(rows, accuracies(scores))
 
 
-def _fit(kind: str, space: SearchSpace, scores: list[Score]) -> tuple[ArchitecturePredictor, dict[str, Any]]:
-    rows, values = space.to_array([score.arch for score in scores]), accuracies(scores)
-    predictor = build(kind, space, shares=True).fit(rows, values)
-    return predictor, report_card(predictor, rows, values).to_dict()
-
-
-def _front(
-    space: SearchSpace,
-    rows: np.ndarray[Any, np.dtype[np.int64]],
-    wanted: Sequence[Objective],
-    known: Mapping[str, Objective],
-    predictor: ArchitecturePredictor,
-    points: int,
-) -> list[Point]:
-    """A well-spread choice of the networks found, as points with all their promised values; the cheapest first."""
-    costs = np.column_stack([-o.values(rows) if o.maximise else o.values(rows) for o in wanted])
-    rows, costs = rows[keep := non_dominated(costs)], costs[keep]
-    chosen = rows[spread_out(costs, points)]
-    values = {name: objective.values(chosen) for name, objective in known.items()}
-    std = predictor.predict(chosen).std
-    made = [
-        Point(arch, {name: float(values[name][i]) for name in values}, {"accuracy": float(std[i])})
-        for i, arch in enumerate(space.from_array(chosen))
-    ]
-    return sorted(made, key=lambda point: (point.values[wanted[1].name], point.arch.id))
+def _card(predictor: ArchitecturePredictor, scores: Sequence[Score], progress: Progress) -> dict[str, Any]:
+    """The predictor's report card, said and returned."""
+    rows = predictor.space.to_array([score.arch for score in scores])
+    card = report_card(predictor, rows, accuracies(scores)).to_dict()
+    progress.say(
+        f"predictor   {card['kind']}, {card['networks']} scored subnets: Spearman {_number(card['spearman'])} "
+        f"and RMSE {card['rmse']:.2%} on held-out subnets (they vary by {card['spread']:.2%})"
+    )
+    return card
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def limit_texts(limits: Mapping[str, float]) -> list[str]:
-    """Limits as people read them."""
-    return [str(Limit(name, bound)) for name, bound in limits.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = ["UserError", "unknown_name"]
 
@@ -19,6 +20,14 @@ class UserError(Exception):
         self.problem = problem
         self.allowed = allowed
         self.next_step = next_step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process that raises it sends it as its parts.
+        return _user_error, (self.problem, self.allowed, self.next_step)
+
+
+def _user_error(problem: str, allowed: str, next_step: str) -> UserError:
+    return UserError(problem, allowed=allowed, next_step=next_step)
 
 
 def unknown_name(kind: str, value: str, known: Iterable[str], *, command: str) -> UserError:

@@ -14,7 +14,9 @@ __all__ = ["app"]
 COMMANDS: dict[str, Callable[..., None]] = {
     "train-supernet": training.train_supernet,
     "profile": devices.profile,
+    "score": searching.score,
     "search": searching.search,
+    "worker": searching.worker,
     "export": shipping.export,
     "finetune": training.finetune,
     "verify": shipping.verify,

@@ -6,65 +6,189 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.options import AsJson, DeviceName, Force, Quiet, RunFolder, Seed
-from nas.cli.terminal import TerminalProgress, print_json, show_table
+from nas.cli.options import AsJson, Force, Quiet, RunFolder, Seed
+from nas.cli.terminal import EXIT_INTERRUPTED, Stop, TerminalProgress, print_json, show_table
 from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
+    from nas.archive import Score
+    from nas.pareto import ParetoFront
     from search_spaces import SearchSpace
 
-__all__ = ["search", "spaces"]
+__all__ = ["score", "search", "spaces", "worker"]
+
+
+Jobs = Annotated[int, typer.Option(help="Networks scored at a time on this machine; 0 leaves them to workers.")]
+Storage = Annotated[str | None, typer.Option(help="Database shared with nas worker: postgresql://... or sqlite:///FILE.")]
+
+
+def score(
+    run: RunFolder,
+    n: Annotated[int, typer.Option(help="Scored subnets in all.")] = 100,
+    images: Annotated[int, typer.Option(help="Validation images per subnet, at most.")] = 2000,
+    device: Annotated[str | None, typer.Option("--device", help="Device whose latency is the cost; MACs without one.")] = None,
+    jobs: Jobs = 1,
+    storage: Storage = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Validate subnets of a trained run: what accuracy predictors learn from."""
+    import nas
+
+    progress = TerminalProgress(quiet=quiet)
+    scores = nas.score(run, samples=n, images=images, device=device, jobs=jobs, storage=storage, seed=seed, progress=progress)
+    if as_json:
+        print_json([_score_facts(score) for score in scores])
+        return
+    accuracy = [score.accuracy for score in scores]
+    error = max(score.standard_error for score in scores)
+    proposed = sum(score.proposed for score in scores)
+    typer.echo(
+        f"{len(scores)} scored subnets, {proposed} of them proposed by the strategy: validation accuracy "
+        f"{min(accuracy):.1%} to {max(accuracy):.1%}, standard error at most {error:.1%}"
+    )
+    typer.echo(f"Next: nas search {run}")
+
+
+def _score_facts(score: Score) -> dict[str, Any]:
+    return {
+        "id": score.arch.id,
+        "accuracy": score.accuracy,
+        "standard_error": score.standard_error,
+        "images": score.images,
+        "proposed": score.proposed,
+        "architecture": score.arch.to_dict(),
+    }
+
+
+def worker(
+    run: RunFolder,
+    storage: Storage = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Networks scored at a time.")] = 1,
+    idle: Annotated[float, typer.Option(help="End after so many seconds without work.")] = 300,
+    heartbeat: Annotated[int, typer.Option(min=1, help="Seconds between signs of life; two missed: lost.")] = 20,
+    quiet: Quiet = False,
+) -> None:
+    """Score what a search has queued in a shared database; start as many as you like, on any machine."""
+    import nas
+
+    progress = TerminalProgress(quiet=quiet)
+    with Stop().listening() as stop:
+        scored = nas.worker(run, storage=storage, jobs=jobs, idle=idle, heartbeat=heartbeat, stop=stop, progress=progress)
+        typer.echo(f"{scored} subnets scored")
+        if stop():
+            raise typer.Exit(EXIT_INTERRUPTED)
 
 
 def search(
     run: RunFolder,
-    device: DeviceName = "onnxruntime-cpu",
-    limit: Annotated[list[str] | None, typer.Option(help="Hard limit, e.g. latency=5ms or params=4M; may be repeated.")] = None,
-    objective: Annotated[list[str] | None, typer.Option(help="accuracy, latency, macs, params, size, memory; repeat.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="Device; see nas devices. May be repeated.")] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="Hard limit: latency=5ms, latency@DEVICE=5ms, params=4M ...; several budgets: latency=5ms,10ms."),
+    ] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="accuracy, latency, throughput, macs, params, size, memory; repeat.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Scored subnets that the accuracy predictor learns from.")] = 100,
+    budget: Annotated[int | None, typer.Option(help="Scores in all: proposals and the front are scored, too.")] = None,
     points: Annotated[int, typer.Option(help="Networks on the front.")] = 16,
     predictor: Annotated[str, typer.Option(help="auto, ridge, gaussian-process, svr, mlp ...")] = "auto",
+    jobs: Jobs = 1,
+    storage: Storage = None,
     seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the front that is there.")] = False,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find the Pareto front of a trained run on a device, under hard limits."""
+    """Find the Pareto front of a trained run on one or several devices, under hard limits."""
     import nas
 
-    limits: dict[str, str] = {}
-    for text in limit or []:
-        name, sign, value = text.partition("=")
-        if not sign or name in limits:
-            raise UserError(f"--limit {text}", allowed="NAME=VALUE, each name once", next_step="Write: --limit latency=5ms")
-        limits[name] = value
     front = nas.search(
         run,
         device=device,
-        objectives=tuple(objective or ("accuracy", "latency")),
-        limits=limits,
+        objectives=objective,
+        limits=_limits(limit),
         samples=samples,
+        budget=budget,
         points=points,
         predictor=predictor,
+        jobs=jobs,
+        storage=storage,
         seed=seed,
+        resume=resume,
         force=force,
         progress=TerminalProgress(quiet=quiet),
     )
     if as_json:
-        print_json(front.to_frame().to_dict(orient="records"))
+        fronts = {"": front, **front.parts}
+        print_json([{"front": name, **row} for name, part in fronts.items() for row in part.to_frame().to_dict("records")])
         return
+    _show_front(front)
+    _show_parts(front)
+    typer.echo(f"Next: nas export {run} --pick knee, or all of them: nas export {run}")
+
+
+def _limits(given: list[str] | None) -> dict[str, list[str]] | None:
+    """``NAME=VALUE`` texts by name; a name that is repeated has several budgets."""
+    limits: dict[str, list[str]] = {}
+    for text in given or []:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise UserError(f"--limit {text}", allowed="NAME=VALUE", next_step="Write: --limit latency=5ms")
+        limits.setdefault(name, []).append(value)
+    return limits or None
+
+
+def _show_front(front: ParetoFront) -> None:
+    latencies = [name for name in front.points[0].values if name.partition("@")[0] == "latency"]
+    scored = any(point.measured for point in front)
+    heads = ["network", "accuracy" if scored else "accuracy (predicted)", *(["is"] if scored else [])]
+    heads += [f"{name} ms (estimated)" for name in latencies] + ["MACs (M)", "params (M)"]
     rows = [
         (
             point.arch.id,
             f"{point.values['accuracy']:.1%} ± {point.std['accuracy']:.1%}",
-            f"{point.values['latency']:.3g}",
+            *(["measured" if "accuracy" in point.measured else "predicted"] if scored else []),
+            *(f"{point.values[name]:.3g}" for name in latencies),
             f"{point.values['macs'] / 1e6:.2f}",
             f"{point.values['params'] / 1e6:.3f}",
         )
         for point in front
     ]
-    show_table(["network", "accuracy (predicted)", "latency ms (estimated)", "MACs (M)", "params (M)"], rows)
-    typer.echo(f"Next: nas export {run} --pick knee, or all of them: nas export {run}")
+    show_table(heads, rows)
+
+
+def _show_parts(front: ParetoFront) -> None:
+    """The fronts beside the main one in a line each, and what sharing a network costs."""
+    if front.parts:
+        typer.echo("")
+        show_table(["front", "networks", "its best", "accuracy"], [_part_row(name, part) for name, part in front.parts.items()])
+    sharing = front.records.get("sharing")
+    if sharing:
+        from nas.objectives import format_value
+
+        typer.echo("")
+        lines = [
+            (
+                row["device"],
+                ", ".join(f"{name} {format_value(name, bound)}" for name, bound in row["limits"].items()) or "none",
+                f"{row['accuracy']:.1%}",
+                f"{row['shared_accuracy']:.1%}",
+                f"{100 * row['regret']:.1f}",
+            )
+            for row in sharing
+        ]
+        show_table(["device", "limits", "own network", "one for all", "lost (points)"], lines)
+
+
+def _part_row(name: str, part: ParetoFront) -> tuple[str, int, str, str]:
+    if not len(part):
+        return (name, 0, "none within the limits", "")
+    best = max(part, key=lambda point: point.values["accuracy"])
+    return (name, len(part), best.arch.id, f"{best.values['accuracy']:.1%}")
 
 
 def spaces(name: Annotated[str | None, typer.Argument(help="One space in detail.")] = None, as_json: AsJson = False) -> None:

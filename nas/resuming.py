@@ -1,0 +1,84 @@
+"""What a search was asked for, so that the next one can go on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas.objectives import OF_DEVICES, kind_of
+from nas.pareto import ParetoFront
+from search_spaces.errors import UserError
+
+__all__ = ["Request", "wanted"]
+
+DEFAULT_DEVICE = "onnxruntime-cpu"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Devices, objectives and limits of a search, as given.
+
+    Attributes:
+        objectives: None for the usual ones.
+        limits: name -> bound or bounds; latencies with their device.
+    """
+
+    devices: tuple[str, ...]
+    objectives: tuple[str, ...] | None
+    limits: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "devices": list(self.devices),
+            "objectives": None if self.objectives is None else list(self.objectives),
+            "limits": {name: list(bound) if isinstance(bound, tuple) else bound for name, bound in self.limits.items()},
+        }
+
+
+def wanted(
+    before: Path,
+    devices: Sequence[str],
+    objectives: Sequence[str] | None,
+    limits: Mapping[str, Any] | None,
+    *,
+    resume: bool,
+    force: bool,
+) -> Request:
+    """What is to be searched: what was given, and with ``resume`` the rest from the front before, if there is one.
+
+    Limits on devices that are no longer searched are left out.
+
+    Raises:
+        UserError: there is a front already, and neither ``resume`` nor ``force``.
+    """
+    if before.exists() and not (resume or force):
+        raise UserError(
+            f"{before} is there already",
+            allowed="One front per run; its exports and its report belong to it",
+            next_step="Continue its search with --resume, search anew with --force (exports stay), or use it as it is",
+        )
+    old = _of(before) if resume and before.exists() else Request((DEFAULT_DEVICE,), None, {})
+    chosen = tuple(dict.fromkeys(devices)) or old.devices
+    kept = old.objectives if chosen == old.devices else None
+    if limits is None:
+        gone = {name for name in old.limits if "@" in name and name.partition("@")[2] not in chosen}
+        limits = {name: bound for name, bound in old.limits.items() if name not in gone}
+    return Request(chosen, tuple(objectives) if objectives is not None else kept, _named(limits, chosen[0]))
+
+
+def _of(path: Path) -> Request:
+    front = ParetoFront.load(path)
+    request = front.records.get("request")
+    if request is not None:
+        objectives = request["objectives"]
+        return Request(tuple(request["devices"]), None if objectives is None else tuple(objectives), dict(request["limits"]))
+    device = str(front.provenance.get("device", DEFAULT_DEVICE))
+    return Request((device,), tuple(front.objectives), _named(front.limits, device))
+
+
+def _named(limits: Mapping[str, Any], first: str) -> dict[str, Any]:
+    """With the device in every name that is of one, so that another order of devices means the same."""
+    return {f"{name}@{first}" if kind_of(name) in OF_DEVICES and "@" not in name else name: b for name, b in limits.items()}

@@ -1,0 +1,371 @@
+"""The archive as a queue: every network once, nothing lost, whoever comes and goes."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import nas
+import search_spaces
+from nas.archive import Archive, Claim, Score
+from nas.runs import Run
+from nas.searching import Scoring
+from nas.working import Crew
+from search_spaces import Architecture, SearchSpace, UserError
+from tests.nas.tiny import tiny_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    return search_spaces.build("small-mobilenet", width=0.25, image=28, channels=1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("runs") / "run").path
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Run:
+    return Run.open(shutil.copytree(made, tmp_path / "run"))
+
+
+def archive(where: Path | str, space: SearchSpace, weights: str = "w", **options: int) -> Archive:
+    return Archive(where, space, weights=weights, **options)
+
+
+def states(path: Path) -> list[str]:
+    with sqlite3.connect(path, timeout=1) as connection:
+        return [row[0] for row in connection.execute("select state from trials order by number")]
+
+
+def take_all(place: Path | str, space: SearchSpace) -> list[Claim]:
+    mine, taken = archive(place, space), []
+    while (claim := mine.claim()) is not None:
+        taken.append(claim)
+        mine.finish(claim, 0.5, 100, seconds=0.0)
+    return taken
+
+
+def check_each_network_once(place: Path | str, space: SearchSpace) -> None:
+    """Three at a time take what waits."""
+    archs = space.sample(24, seed=0)
+    leader = archive(place, space)
+    leader.enqueue([*archs, *archs[:5]], images=100, proposed=False)
+    assert leader.waiting() == 24
+    with ThreadPoolExecutor(3) as pool:
+        taken = [claim for part in pool.map(lambda _: take_all(place, space), range(3)) for claim in part]
+    assert sorted(claim.arch.id for claim in taken) == sorted(arch.id for arch in archs)
+    assert [score.arch for score in leader.scores()] == archs  # in the order of the queue
+    leader.enqueue(archs, images=100, proposed=False)
+    assert leader.waiting() == 0  # nothing that is known is queued again
+
+
+def test_each_network_is_taken_once(tmp_path: Path, space: SearchSpace) -> None:
+    check_each_network_once(tmp_path / "study.db", space)
+
+
+def test_what_is_interrupted_fails_or_is_lost_keeps_its_place(tmp_path: Path, space: SearchSpace) -> None:
+    archs = space.sample(4, seed=0)
+    mine = archive(tmp_path / "study.db", space, heartbeat=1)
+    mine.enqueue(archs, images=50, proposed=True)
+    first, second, third = (mine.claim() for _ in range(3))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    mine.give_back(first, "interrupted", counted=False)
+    mine.give_back(second, "RuntimeError: out of memory", counted=True)
+    assert (mine.waiting(), mine.running()) == (3, 1)
+    time.sleep(2.6)  # the third one shows no sign of life
+    other = archive(tmp_path / "study.db", space, heartbeat=1)
+    other.recover()
+    other.recover()
+    assert (other.waiting(), other.running()) == (4, 0)
+    while (claim := other.claim()) is not None:
+        assert (claim.images, claim.proposed) == (50, True)
+        other.finish(claim, 0.25, 50, seconds=0.1)
+    mine.finish(third, 0.25, 50, seconds=9.0)  # was not lost after all: nothing breaks, nothing is there twice
+    assert [score.arch for score in mine.scores()] == archs
+
+
+def test_a_network_that_always_fails_is_given_up(tmp_path: Path, space: SearchSpace) -> None:
+    (arch,) = space.sample(1, seed=0)
+    mine = archive(tmp_path / "study.db", space)
+    mine.enqueue([arch], images=50, proposed=False)
+    for attempt in range(4):
+        claim = mine.claim()
+        assert claim is not None, attempt
+        mine.give_back(claim, "RuntimeError: no", counted=True)
+    assert mine.claim() is None
+    assert mine.failures([arch]) == {arch.id: "RuntimeError: no"}
+
+
+def test_of_two_trials_of_one_network_the_older_counts(tmp_path: Path, space: SearchSpace) -> None:
+    """Two searches that queue at the same moment do not see each other's networks."""
+    archs = space.sample(3, seed=0)
+    mine = archive(tmp_path / "study.db", space)
+    mine.enqueue(archs, images=50, proposed=False)
+    study = optuna.load_study(study_name="scores", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    for trial in study.get_trials():
+        study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=trial.user_attrs))
+    assert sorted(claim.arch.id for claim in take_all(tmp_path / "study.db", space)) == sorted(a.id for a in archs)
+    assert mine.waiting() == 0
+
+
+def test_archives_of_before_are_read(tmp_path: Path, space: SearchSpace) -> None:
+    path = tmp_path / "study.db"
+    study = optuna.create_study(study_name="scores", storage=f"sqlite:///{path}", direction="maximize")
+    for key, value in {"space": space.key, "weights": "w"}.items():
+        study.set_user_attr(key, value)
+    (arch,) = space.sample(1, seed=0)
+    attributes = {"architecture": str(arch.to_dict()).replace("'", '"').replace("None", "null"), "id": arch.id, "images": 10}
+    study.add_trial(optuna.create_trial(value=0.5, user_attrs=attributes))
+    study.add_trial(optuna.create_trial(value=0.1))  # somebody else's
+    assert archive(path, space).scores() == [Score(arch, 0.5, 10)]
+
+
+def test_it_is_plain_optuna(tmp_path: Path, space: SearchSpace) -> None:
+    mine = archive(tmp_path / "study.db", space)
+    arch = space.sample(1, seed=0)[0]
+    mine.enqueue([arch], images=100, proposed=False)
+    take_all(tmp_path / "study.db", space)
+    (trial,) = optuna.load_study(study_name="scores", storage=f"sqlite:///{tmp_path / 'study.db'}").trials
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.5)
+    assert trial.user_attrs["standard_error"] == pytest.approx(0.05)
+    assert trial.user_attrs["macs"] == space.macs(arch)
+    assert set(trial.params) == {gene.name for gene in space.genes}
+
+
+def test_what_does_not_belong_is_refused(tmp_path: Path, space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "study.db"
+    archive(path, space).lead()
+    with pytest.raises(UserError, match="weights w"):
+        archive(path, space, weights="other")
+    with pytest.raises(UserError, match="holds scores of small-mobilenet"):
+        archive(path, search_spaces.build("small-mobilenet", width=0.5, image=28, channels=1))
+    monkeypatch.setattr("nas.archive.made_by", lambda: "hwnas 99.0")
+    with pytest.raises(UserError, match=r"this worker is hwnas 99\.0") as caught:
+        archive(path, space).check_version()
+    assert "pip install" in caught.value.next_step
+    with pytest.raises(UserError, match="no archive of this run's weights"):
+        Archive(f"sqlite:///{tmp_path / 'none.db'}", space, weights="w", create=False)
+    for url in ("mysql://u:secret@host/db", "nonsense", "sqlite://"):
+        with pytest.raises(UserError, match="storage") as caught:
+            archive(url, space)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_lost_database_is_one_error(tmp_path: Path, space: SearchSpace) -> None:
+    path = tmp_path / "study.db"
+    mine = archive(path, space)
+    path.write_bytes(b"not a database" * 1000)
+    with pytest.raises(UserError, match="cannot be reached"):
+        mine.scores()
+    with pytest.raises(UserError, match="cannot be read as an archive"):
+        archive(path, space)
+
+
+class Interrupted(KeyboardInterrupt):
+    pass
+
+
+class Stops:
+    """Progress of a user who presses Ctrl-C after so many networks."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def start(self, label: str, total: int) -> None: ...
+
+    def advance(self, n: int = 1) -> None:
+        self.left -= n
+        if self.left <= 0:
+            raise Interrupted
+
+    def stop(self) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+def test_scores_are_the_same_however_they_are_made(run: Run, made: Path, tmp_path: Path) -> None:
+    """In one process, in two, and with an interruption: same networks, same accuracies, same order."""
+    alone = nas.score(run, samples=20, images=50)
+    assert len({score.arch for score in alone}) == 20
+    assert {score.images for score in alone} == {50}
+    assert {run.space.smallest, run.space.largest} <= {score.arch for score in alone}
+    stopped = shutil.copytree(made, tmp_path / "stopped")
+    with pytest.raises(Interrupted):
+        nas.score(stopped, samples=20, images=50, progress=Stops(7))
+    assert states(stopped / "study.db").count("COMPLETE") == 7
+    assert nas.score(stopped, samples=20, images=50, jobs=2) == alone
+    assert states(stopped / "study.db").count("COMPLETE") == 20
+    assert nas.score(run, samples=20, images=50) == alone
+    with ThreadPoolExecutor(2) as pool:
+        more = nas.score(run, samples=23, images=50, jobs=pool)
+    assert more[:20] == alone
+    assert len(more) == 23
+
+
+def start_worker(run: Run, storage: str, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "nas", "worker", str(run.path), "--storage", storage, *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def kill_while_it_scores(process: subprocess.Popen[str], database: Path) -> None:
+    """SIGKILL while the worker holds a network."""
+    for _ in range(2000):
+        process.send_signal(signal.SIGSTOP)
+        try:
+            if "RUNNING" in states(database):
+                process.kill()
+                process.communicate()
+                return
+        except sqlite3.OperationalError:
+            pass  # stopped while it was writing
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
+    raise AssertionError("the worker took nothing")
+
+
+def test_real_workers_share_and_a_killed_one_is_replaced(run: Run, tmp_path: Path) -> None:
+    database = tmp_path / "shared.db"
+    storage = f"sqlite:///{database}"
+    scoring = Scoring(run, 50, storage=storage)
+    archs = run.space.sample(8, seed=5)
+    scoring.archive.enqueue(archs, images=50, proposed=False)
+    kill_while_it_scores(start_worker(run, storage), database)
+    workers = [start_worker(run, storage, "--idle", "4", "--heartbeat", "1") for _ in range(2)]
+    ended = [worker.communicate(timeout=120) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], ended
+    found = scoring.scores()
+    assert [score.arch for score in found] == archs
+    known = states(database)
+    assert known.count("COMPLETE") == 8
+    assert known.count("FAIL") >= 1
+    assert len(known) == 8 + known.count("FAIL")  # each lost one was queued again, once
+    assert {s.arch for s in Archive(run.study, run.space, weights=run.weights_hash()).scores()} == set(archs)  # the copy
+
+
+# ---- PostgreSQL ---------------------------------------------------------------------------------------------------
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A PostgreSQL server of its own, in a temporary folder."""
+
+    def __init__(self, programs: Path, folder: Path, user: str | None) -> None:
+        self.programs, self.folder, self.user = programs, folder, user
+        self.port = _free_port()
+        self.url = f"postgresql://tester:secret@127.0.0.1:{self.port}/postgres"
+
+    def call(self, program: str, *arguments: str) -> None:
+        command = [str(self.programs / program), "-D", str(self.folder / "data"), *arguments]
+        # Its output goes to a file: the server inherits it, and a pipe would stay open as long as it runs.
+        with (self.folder / "output").open("w") as out:
+            done = subprocess.run(command, user=self.user, cwd=self.folder, timeout=60, stdout=out, stderr=out, check=False)
+        assert done.returncode == 0, (self.folder / "output").read_text()
+
+    def start(self) -> None:
+        options = f"-p {self.port} -h 127.0.0.1 -k {self.folder} -F"
+        self.call("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
+
+    def stop(self) -> None:
+        self.call("pg_ctl", "-w", "-m", "immediate", "stop")
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Server]:
+    pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+    found = shutil.which("initdb") or next(iter(sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))), None)
+    if found is None:
+        pytest.skip("no PostgreSQL server installed")
+    user = None
+    if os.geteuid() == 0:  # the server refuses to run as root
+        if "postgres" not in {entry.pw_name for entry in pwd.getpwall()}:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+        user = "postgres"
+    folder = Path(tempfile.mkdtemp(prefix="hwnas-postgres-"))
+    server = Server(Path(found).resolve().parent, folder, user)
+    try:
+        if user is not None:
+            shutil.chown(folder, user)
+        (folder / "password").write_text("secret")
+        (folder / "password").chmod(0o644)
+        server.call("initdb", "-U", "tester", "-A", "scram-sha-256", f"--pwfile={folder / 'password'}", "--no-sync")
+        server.start()
+        yield server
+    finally:
+        if (folder / "data" / "postmaster.pid").exists():
+            server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_postgres_each_network_is_taken_once(postgres: Server, space: SearchSpace) -> None:
+    check_each_network_once(postgres.url, space)
+
+
+def test_postgres_holds_many_runs(postgres: Server, space: SearchSpace) -> None:
+    (arch,) = space.sample(1, seed=7)
+    archive(postgres.url, space, weights="one").add(Score(arch, 0.5, 10))
+    assert archive(postgres.url, space, weights="two").scores() == []
+    assert len(archive(postgres.url, space, weights="one").scores()) == 1
+    with pytest.raises(UserError, match="no archive of this run's weights") as caught:
+        Archive(postgres.url, space, weights="three", create=False)
+    assert "secret" not in str(caught.value)
+
+
+def test_postgres_lost_and_found(postgres: Server, run: Run) -> None:
+    """A server that dies during a search: one error, and the finished scores are in the run's own file."""
+    archs = run.space.sample(3, seed=3)
+    scoring = Scoring(run, 50, storage=postgres.url)
+    scores = scoring.score(archs[:2], "score", proposed=False)
+    postgres.stop()
+    try:
+        with pytest.raises(UserError, match="cannot be reached") as caught:
+            scoring.score(archs, "score", proposed=False)
+        assert "secret" not in str(caught.value)
+        with pytest.raises(UserError, match="cannot be reached"):
+            Scoring(run, 50, storage=postgres.url).scores()
+        assert Scoring(run, 50).scores() == scores
+    finally:
+        postgres.start()
+    assert Scoring(run, 50, storage=postgres.url).scores() == scores
+
+
+@pytest.mark.slow
+def test_postgres_workers_by_command(postgres: Server, run: Run) -> None:
+    scoring = Scoring(run, 50, storage=postgres.url)
+    archs: list[Architecture] = run.space.sample(8, seed=9)
+    worker = start_worker(run, postgres.url, "--idle", "200", "--heartbeat", "1")
+    try:
+        scoring.archive.enqueue(archs, images=50, proposed=False)
+        Crew(run, scoring.archive, jobs=0).drain()  # leaves everything to the worker
+    finally:
+        worker.send_signal(signal.SIGINT)
+        out, err = worker.communicate(timeout=60)
+    assert worker.returncode == 130, err
+    assert "8 subnets scored" in out
+    assert {score.arch for score in scoring.scores()} >= set(archs)
