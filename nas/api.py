@@ -134,8 +134,10 @@ def profile(
 def _table_path(out: str | Path | None, device: str) -> Path | None:
     if out is None:
         return None
+    from latency_tables import file_name
+
     path = Path(out)
-    return path if path.suffix == ".json" else path / "tables" / f"{device}.json"
+    return path if path.suffix == ".json" else path / "tables" / f"{file_name(device)}.json"
 
 
 def predictor(
