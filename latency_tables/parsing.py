@@ -47,7 +47,8 @@ def parse_table(value: Mapping[str, Any]) -> LatencyTable:
 def _entry(timings: Mapping[str, Any], levels: int) -> Entry | Given:
     if "given" in timings:
         given = Given(**timings["given"])
-        positive("given time", given.ms)
+        if given.ms != 0:  # counted with another layer
+            positive("given time", given.ms)
         return given
     chain, level = timings.get("chain"), timings.get("level")
     if level is not None and not 0 <= level < levels:
