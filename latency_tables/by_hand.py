@@ -83,7 +83,7 @@ class _Replay(LocalDevice):
             raise UserError(
                 f"the kit {self.kit.id} does not hold what this version measures",
                 allowed="A kit of the same space, made by this version",
-                next_step="Make the kit anew: nas kit-make",
+                next_step="Make the kit anew: nas kit make",
             )
         self.done.extend(names)
         return [self.found[name] for name in names]

@@ -12,7 +12,7 @@ from importlib import metadata
 from latency_tables.device import Device, Options
 from search_spaces.errors import UserError, unknown_name
 
-__all__ = ["DEVICES", "REMOTE", "DeviceRow", "list_devices", "open_device"]
+__all__ = ["DEVICES", "REMOTE", "DeviceRow", "list_devices", "open_device", "parse_device"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,12 @@ def open_device(name: str, *, threads: int | None = None, batch: int | None = No
         device: Device = _function(DEVICES[kind].home)(kind, options)
         return device
     place, _, local = rest.partition("/")
+    if scheme == "table":
+        raise UserError(
+            f"device '{name}' is a table only",
+            allowed="It can be searched for, not run on",
+            next_step="To measure or verify, name a device that can be reached (nas devices)",
+        )
     if scheme not in REMOTE or not place or not local:
         raise UserError(
             f"device '{name}'",
@@ -122,6 +128,15 @@ def open_device(name: str, *, threads: int | None = None, batch: int | None = No
         )
     found: Device = _function(REMOTE[scheme])(place, kind, options)
     return found
+
+
+def parse_device(name: str) -> tuple[str, Options]:
+    """Kind and options of a device's name.
+
+    Raises:
+        UserError: an unknown name or option.
+    """
+    return _parsed(name, name)
 
 
 def _parsed(text: str, whole: str, **beside: int | str | None) -> tuple[str, Options]:

@@ -166,7 +166,7 @@ def read_kit(folder: Path) -> Kit:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    value = read_json(folder / "kit.json", KIND, VERSION, make="nas kit-make")
+    value = read_json(folder / "kit.json", KIND, VERSION, make="nas kit make")
     try:
         options = Options(**{f.name: value[f.name] for f in dataclasses.fields(Options)})
         plan = Plan(**value["plan"])

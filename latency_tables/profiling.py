@@ -15,7 +15,7 @@ from latency_tables.device import Candidate, Device
 from latency_tables.judging import anchored, finish
 from latency_tables.onnx_graph import build_onnx, empty_onnx
 from latency_tables.stopwatch import Failure, Measurement, Plan
-from latency_tables.table import CHAIN, Entry, LatencyTable, NetworkTiming
+from latency_tables.table import CHAIN, Entry, Given, LatencyTable, NetworkTiming
 from search_spaces.architecture import Architecture
 from search_spaces.errors import UserError
 from search_spaces.layers import Layer
@@ -25,7 +25,7 @@ from search_spaces.space import SearchSpace
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Amount", "LayerWriter", "Writer", "profile"]
+__all__ = ["Amount", "LayerWriter", "Writer", "measured_part", "profile"]
 
 T = TypeVar("T")
 
@@ -82,6 +82,7 @@ def profile(
     seed: int = 0,
     amount: Amount | None = None,
     plan: Plan | None = None,
+    like: LatencyTable | None = None,
     progress: Progress = SILENT,
     force: bool = False,
 ) -> LatencyTable:
@@ -97,6 +98,8 @@ def profile(
         seed: of the order of measurements and the choice of whole networks.
         amount: how much is measured.
         plan: how it is timed.
+        like: the table of another device. No layer is measured then: its times are taken, and fitted to whole networks of
+            this device (10 to 30 are enough).
         force: start anew, replacing the file.
 
     Raises:
@@ -106,14 +109,14 @@ def profile(
     made_by, amount, plan = writer or LayerWriter(space), amount or Amount(), plan or Plan()
     job = _Job(space, device, out, made_by, np.random.default_rng(seed), plan, progress)
     found = None if force or out is None or not out.exists() else _existing(out, space, device)
-    wanted = _measured_part(space, amount.resolutions).layers()
+    wanted = measured_part(space, amount.resolutions).layers() if like is None else []
     known = set() if found is None else {*found.entries, *found.interpolated}
     missing = [layer for layer in wanted if layer.key not in known]
     if found is not None and found.correction is not None and found.covers(space) and not missing:
         before = replace(job, space=found.space, writer=writer or LayerWriter(found.space))
         return anchored(found, before.whole, device, rng=job.rng, plan=plan, progress=progress).bind(space)
-    table = job.layers(job.resume(found) if found else job.begin(), missing)
-    table = _interpolated(table)
+    table = job.resume(found) if found else job.begin()
+    table = _interpolated(job.layers(table, missing)) if like is None else _taken(table, like)
     # A generator of its own: a resumed profile chooses the same networks.
     cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
     rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, np.random.default_rng([seed, 1]))
@@ -137,7 +140,13 @@ def _existing(out: Path, space: SearchSpace, device: Device) -> LatencyTable:
     return table
 
 
-def _measured_part(space: SearchSpace, resolutions: int | None) -> SearchSpace:
+def _taken(table: LatencyTable, like: LatencyTable) -> LatencyTable:
+    """The table with another device's times of all layers that it has no times of."""
+    taken = {layer.key: Given(like.layer_ms(layer)) for layer in table.space.layers()}
+    return replace(table, entries={**taken, **table.entries}, conditions={**table.conditions, "like": like.device})
+
+
+def measured_part(space: SearchSpace, resolutions: int | None) -> SearchSpace:
     """The space with some of its input sizes only: the ends, and others at equal distances."""
     sizes = next((gene.options for gene in space.genes if gene.name == "resolution"), ())
     if resolutions is None or resolutions >= len(sizes) > 0:

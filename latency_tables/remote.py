@@ -126,7 +126,7 @@ def _run(words: Sequence[str], content: bytes = b"") -> subprocess.CompletedProc
         raise UserError(
             f"{words[0]} is not installed",
             allowed="The system's own client is used to reach devices elsewhere",
-            next_step="Install it, or make a kit and run it there by hand: nas kit-make --help",
+            next_step="Install it, or make a kit and run it there by hand: nas kit make --help",
         )
     try:
         return subprocess.run(words, input=content, capture_output=True, timeout=LONGEST_S, check=False)

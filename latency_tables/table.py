@@ -266,6 +266,12 @@ class LatencyTable:
         frame = pandas.DataFrame([*rows, ("network", "call", terms.offset_ms)], columns=["position", "layer", "ms"])
         return frame.assign(share=frame["ms"] / frame["ms"].sum())
 
+    def to_frame(self) -> pandas.DataFrame:
+        """A row per layer; see `latency_tables.exchange.to_frame`. Its columns ``layer`` and ``ms`` can be imported again."""
+        from latency_tables.exchange import to_frame
+
+        return to_frame(self)
+
     def warnings(self) -> list[str]:
         """What was amiss while it was measured, each with what to do about it."""
         busy, lines = float(self.conditions.get("wall_by_cpu", 1.0)), []

@@ -12,16 +12,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latency_tables import LatencyTable
     from nas.api import export, finetune, predictor, profile, report, score, search, space, spaces, train, verify
+    from nas.few_shot import FewShotLatency, LatencyPredictor
+    from nas.health import doctor
+    from nas.measuring import Cost, measure
     from nas.optimizing import OptimizeResult, optimize
     from nas.pareto import ParetoFront
     from nas.runs import Run
     from nas.selection import survivors
+    from nas.tables import import_kit, import_table, make_kit
     from search_spaces import Architecture, Choice, SearchSpace, UserError
     from supernets import Supernet, elastic, fused, load_data, start_from
 
 __all__ = [
     "Architecture",
     "Choice",
+    "Cost",
+    "FewShotLatency",
+    "LatencyPredictor",
     "LatencyTable",
     "OptimizeResult",
     "ParetoFront",
@@ -29,11 +36,16 @@ __all__ = [
     "SearchSpace",
     "Supernet",
     "UserError",
+    "doctor",
     "elastic",
     "export",
     "finetune",
     "fused",
+    "import_kit",
+    "import_table",
     "load_data",
+    "make_kit",
+    "measure",
     "optimize",
     "predictor",
     "profile",
@@ -51,6 +63,9 @@ __all__ = [
 _HOMES = {
     "Architecture": "search_spaces",
     "Choice": "search_spaces",
+    "Cost": "nas.measuring",
+    "FewShotLatency": "nas.few_shot",
+    "LatencyPredictor": "nas.few_shot",
     "LatencyTable": "latency_tables",
     "OptimizeResult": "nas.optimizing",
     "ParetoFront": "nas.pareto",
@@ -58,9 +73,14 @@ _HOMES = {
     "SearchSpace": "search_spaces",
     "Supernet": "supernets",
     "UserError": "search_spaces",
+    "doctor": "nas.health",
     "elastic": "supernets",
     "fused": "supernets",
+    "import_kit": "nas.tables",
+    "import_table": "nas.tables",
     "load_data": "supernets",
+    "make_kit": "nas.tables",
+    "measure": "nas.measuring",
     "optimize": "nas.optimizing",
     "start_from": "supernets",
     "survivors": "nas.selection",
