@@ -107,6 +107,7 @@ def profile(
     resolutions: int | None = None,
     like: LatencyTable | None = None,
     networks: int | None = None,
+    held_out: int | None = None,
     force: bool = False,
     progress: Progress = SILENT,
     **options: Any,
@@ -128,7 +129,9 @@ def profile(
     if device.startswith(STORED):
         return stored_table(device, out, space)
     opened = open_device(device, **options)
-    amount = Amount(resolutions=resolutions, networks=networks or Amount().networks)
+    usual = Amount()
+    fitted, judged = (usual.networks if networks is None else networks), (usual.held_out if held_out is None else held_out)
+    amount = Amount(networks=fitted, held_out=judged, resolutions=resolutions)
     given: dict[str, Any] = {"writer": writer_of(space), "seed": seed, "amount": amount, "like": like}
     return run_profile(space, opened, out=table_path(out, opened.name), force=force, progress=progress, **given)
 

@@ -99,13 +99,16 @@ class FewShotLatency:
         self.space = space
         self.sources: list[Source] = [source if callable(source) else source.estimate for source in sources]
 
-    def choose(self, n: int = 10, *, seed: int = 0) -> list[Architecture]:
+    def choose(self, n: int = 10, *, among: Archs | None = None, seed: int = 0) -> list[Architecture]:
         """The networks to measure: each one where the known devices leave the most open, given those chosen before.
 
+        Args:
+            among: networks to choose from; None draws some.
+
         Raises:
-            UserError: fewer than 4, or the space has fewer.
+            UserError: fewer than 4, or more than there are.
         """
-        rows = self.space.sample_rows(POOL, np.random.default_rng(seed))
+        rows = self.space.sample_rows(POOL, np.random.default_rng(seed)) if among is None else self.space.rows(among)
         rows = rows[self.space.unique(rows)]
         if not FEWEST <= n <= len(rows):
             raise UserError(f"{n} networks", allowed=f"{FEWEST} to {len(rows)}", next_step="Choose about 10 to 30")

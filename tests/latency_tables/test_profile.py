@@ -330,6 +330,30 @@ def test_other_conditions_are_refused_by_name_and_nothing_is_overwritten(tmp_pat
     assert run(FakeDevice(batch=8), out=path, force=True).fingerprint["batch"] == 8
 
 
+def test_a_table_of_format_1_is_read_and_estimates_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    table = run(FakeDevice(whole=lambda total, count: 1.2 * total), TINY, out=path)
+    value = json.loads(path.read_text())
+
+    def older(part: Any) -> Any:
+        if isinstance(part, list):
+            return [older(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        new = ("p95_ms", "low_ms", "high_ms", "level", "levels", "interpolated", "anchor", "residual", "learnt")
+        return {name: older(item) for name, item in part.items() if name not in new}
+
+    path.write_text(json.dumps(older(value) | {"version": 1}))
+    old = LatencyTable.load(path)
+    archs = TINY.sample(10, seed=0)
+    assert old.estimate(archs) == pytest.approx(table.estimate(archs))
+    old.save(path)
+    assert LatencyTable.load(path) == old
+    assert run(FakeDevice(whole=lambda total, count: 1.2 * total), TINY, out=path).estimate(archs) == pytest.approx(
+        table.estimate(archs)
+    )
+
+
 @pytest.mark.parametrize("where", ["median_ms", "key", "clock", "networks", "correction"])
 def test_a_damaged_table_is_refused(tmp_path: Path, where: str) -> None:
     path = tmp_path / "t.json"
