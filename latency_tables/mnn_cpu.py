@@ -98,7 +98,7 @@ class MnnRunner:
         """One run on the fixed input; reading the output is what makes the library compute it."""
         self._module.onForward([self._feed])[0].read()
 
-    def infer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def infer(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """The output for images (N, C, H, W), float32."""
         output = self._module.onForward([self._packed(images)])[0]
         plain = self._mnn.expr.convert(output, self._mnn.expr.NCHW)

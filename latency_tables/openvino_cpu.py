@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from latency_tables.device import LocalDevice, Options
 from latency_tables.quantise import quantised
+from latency_tables.standalone import random_input
 
 __all__ = ["OpenVino", "open_openvino"]
 
@@ -62,7 +63,9 @@ class OpenVinoRunner:
         self._shape = [side.get_length() for side in rest]
         self._parts = (openvino, core, model, settings)
         self._request = self._compiled(self._batch)
-        self._feed = np.random.default_rng(0).standard_normal((self._batch, *self._shape), dtype=np.float32)
+        self._last: tuple[int, Any] | None = None
+        pixels = model.inputs[0].get_element_type().get_type_name() == "u8"
+        self._feed = random_input((self._batch, *self._shape), pixels)
         self._request.set_input_tensor(openvino.Tensor(self._feed, shared_memory=True))
 
     def _compiled(self, batch: int) -> Any:
@@ -75,9 +78,11 @@ class OpenVinoRunner:
         """One run on the fixed input."""
         self._request.infer()
 
-    def infer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The output for images (N, C, H, W), float32."""
-        request = self._compiled(len(images))
+    def infer(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """The output for images (N, C, H, W), float32, or uint8 in the layout that the model takes."""
+        if self._last is None or self._last[0] != len(images):  # test images come in batches of one size
+            self._last = (len(images), self._compiled(len(images)))
+        request = self._last[1]
         request.set_input_tensor(self._parts[0].Tensor(np.ascontiguousarray(images)))
         request.infer()
         return np.array(request.get_output_tensor().data, dtype=np.float32)

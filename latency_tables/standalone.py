@@ -253,8 +253,14 @@ def open_session(model: Union[bytes, str], device: str, threads: int) -> Any:
     return session
 
 
+def random_input(shape: Sequence[int], pixels: bool) -> Any:
+    """A fixed random input: float32 of spread 1, or uint8."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, shape, np.uint8) if pixels else rng.standard_normal(shape, dtype=np.float32)
+
+
 class SessionRunner:
-    """A session with one float32 input and one output, and a fixed random input of ``batch`` images."""
+    """A session with one input (float32, or uint8) and one output, and a fixed random input of ``batch`` images."""
 
     def __init__(self, session: Any, batch: int) -> None:
         source = session.get_inputs()[0]
@@ -262,14 +268,14 @@ class SessionRunner:
         self._session = session
         self._source = source.name
         self._outputs = [session.get_outputs()[0].name]
-        self._feed = {source.name: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
+        self._feed = {source.name: random_input(shape, source.type == "tensor(uint8)")}
 
     def run(self) -> None:
         """One run on the fixed input."""
         self._session.run(self._outputs, self._feed)
 
     def infer(self, images: Any) -> Any:
-        """The output for images (N, C, H, W), float32."""
+        """The output for images (N, C, H, W), float32, or uint8 in the layout that the model takes."""
         return self._session.run(self._outputs, {self._source: images})[0]
 
 

@@ -153,7 +153,7 @@ class TorchRunner:
             self._output = self._forward(self._feed)
         return graph.replay
 
-    def infer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def infer(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """The output for images (N, C, H, W), float32."""
         with torch.inference_mode():
             output: NDArray[np.float32] = self._forward(self._tensor(images)).float().cpu().numpy()

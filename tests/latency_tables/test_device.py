@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from latency_tables import Candidate, Device, Measurement, Plan, file_name, list_devices, open_device
@@ -97,6 +98,25 @@ def test_the_simulated_device_gives_the_same_times_everywhere() -> None:
         found[options] = timing.median_ms
     assert found[""] == pytest.approx(0.0691034)
     assert found[":threads=2"] <= found[""] < found[":batch=8"]
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime-cpu", "openvino-cpu", "simulated"])
+def test_models_that_take_pixels_run_too(kind: str) -> None:
+    nodes = [
+        onnx.helper.make_node("Cast", ["pixels"], ["floats"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("GlobalAveragePool", ["floats"], ["means"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "pixels",
+        [onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, ["N", 3, 4, 4])],
+        [onnx.helper.make_tensor_value_info("means", onnx.TensorProto.FLOAT, ["N", 3, 1, 1])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    runner = opened(kind).load(model)
+    runner.run()
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), np.uint8)
+    np.testing.assert_allclose(runner.infer(images), images.mean((2, 3), keepdims=True), rtol=1e-5)
 
 
 def test_a_quantised_model_is_timed_as_it_is() -> None:
