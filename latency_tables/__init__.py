@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latency_tables.correction import Correction, Errors, Quality
-    from latency_tables.device import Device, DeviceRow, Runner, list_devices, open_device
+    from latency_tables.device import Candidate, Device, Runner, file_name
+    from latency_tables.devices import DeviceRow, list_devices, open_device
     from latency_tables.onnx_graph import build_onnx
-    from latency_tables.profiling import profile
-    from latency_tables.stopwatch import Clock, Measurement, measure
+    from latency_tables.profiling import Amount, profile
+    from latency_tables.stopwatch import Clock, Measurement, Plan, measure
     from latency_tables.table import LatencyTable
 
 __all__ = [
+    "Amount",
+    "Candidate",
     "Clock",
     "Correction",
     "Device",
@@ -24,9 +27,11 @@ __all__ = [
     "Errors",
     "LatencyTable",
     "Measurement",
+    "Plan",
     "Quality",
     "Runner",
     "build_onnx",
+    "file_name",
     "list_devices",
     "measure",
     "open_device",
@@ -34,19 +39,23 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Amount": "profiling",
+    "Candidate": "device",
     "Clock": "stopwatch",
     "Correction": "correction",
     "Device": "device",
-    "DeviceRow": "device",
+    "DeviceRow": "devices",
     "Errors": "correction",
     "LatencyTable": "table",
     "Measurement": "stopwatch",
+    "Plan": "stopwatch",
     "Quality": "correction",
     "Runner": "device",
     "build_onnx": "onnx_graph",
-    "list_devices": "device",
+    "file_name": "device",
+    "list_devices": "devices",
     "measure": "stopwatch",
-    "open_device": "device",
+    "open_device": "devices",
     "profile": "profiling",
 }
 

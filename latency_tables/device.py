@@ -1,25 +1,29 @@
-"""Devices: where networks run and are timed. One file per runtime, one line here for each."""
+"""Devices: where networks run and are timed. One file per runtime, one line in `DEVICES` for each.
+
+A device's name says what changes its times: ``onnxruntime-cpu:precision=int8,threads=2``. Defaults are left out of it.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import platform
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import UserError, unknown_name
+from latency_tables.standalone import machine
+from latency_tables.stopwatch import SYSTEM_CLOCK, Clock, Failure, Measurement, Plan, measure
+from search_spaces.errors import UserError
+from search_spaces.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["DEVICES", "Device", "DeviceRow", "Runner", "list_devices", "machine", "open_device"]
+__all__ = ["Candidate", "Device", "LocalDevice", "Model", "Options", "Runner", "file_name", "full_name", "machine"]
+
+Model = Any  # an onnx.ModelProto, or the bytes of one
 
 
 class Runner(Protocol):
@@ -28,12 +32,20 @@ class Runner(Protocol):
     def run(self) -> None:
         """One run on a fixed random input of the device's batch size; this is what is timed."""
 
-    def infer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The output for images (N, C, H, W); N is free where the model's first axis is open."""
+    def infer(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """The output for images (N, C, H, W), float32, or uint8 as the model takes them; N is free where its first axis is."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be timed: what it is, for people and for kits, and how to make it."""
+
+    label: str
+    model: Callable[[], onnx.ModelProto | bytes]
 
 
 class Device(Protocol):
-    """A runtime with its options: everything that changes a network's time, and its way to load one."""
+    """A runtime with its options: everything that changes a network's time, and its ways to load and to time one."""
 
     @property
     def name(self) -> str: ...
@@ -50,105 +62,117 @@ class Device(Protocol):
     def load(self, model: onnx.ModelProto | bytes) -> Runner:
         """Make a model ready. Raises whatever the runtime raises for a model that it cannot take."""
 
+    def time(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        rng: np.random.Generator,
+        plan: Plan | None = None,
+        progress: Progress = SILENT,
+    ) -> list[Measurement | Failure]:
+        """Time models against each other, on the device's own clock, in the order given.
 
-def machine() -> dict[str, Any]:
-    """The part of a fingerprint that all devices on this machine share."""
-    found = {
-        "processor": _processor(),
-        "logical_cores": os.cpu_count(),
-        "system": platform.system(),
-        "architecture": platform.machine(),
-        "governor": _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
-    }
-    return {key: value for key, value in found.items() if value}
-
-
-def _processor() -> str | None:
-    lines = (_text(Path("/proc/cpuinfo")) or "").splitlines()
-    named = (line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "hardware")))
-    return next(named, None) or platform.processor() or None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:  # not every system has the file, nor lets us read it
-        return None
-
-
-# ---- the devices there are ----------------------------------------------------------------------------------
+        ``progress`` is advanced by one for each candidate and by one for each of ``plan.rounds``.
+        """
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """How to open a device and what it needs."""
+class Options:
+    """What a device's name says beside its runtime."""
 
-    open: Callable[[int, int, str], Device]
-    package: str  # of the runtime; its version is the device's
-    install: str
-
-
-def _onnxruntime_cpu(threads: int, batch: int, precision: str) -> Device:
-    from latency_tables.onnxruntime_cpu import OnnxRuntimeCpu
-
-    return OnnxRuntimeCpu(threads=threads, batch=batch, precision=precision)
+    threads: int = 1
+    batch: int = 1
+    precision: str = "fp32"
 
 
-DEVICES: dict[str, _Entry] = {
-    "onnxruntime-cpu": _Entry(_onnxruntime_cpu, "onnxruntime", "pip install onnxruntime"),
-}
+def full_name(kind: str, options: Options) -> str:
+    """The one spelling of a device's name: options in alphabetical order, defaults left out."""
+    standard = Options()
+    given = [
+        f"{name}={getattr(options, name)}"
+        for name in ("batch", "precision", "threads")
+        if getattr(options, name) != getattr(standard, name)
+    ]
+    return kind + (":" + ",".join(given) if given else "")
+
+
+def file_name(name: str) -> str:
+    """A device's name as the name of its table's file, without the suffix: no character that a system treats specially."""
+    return re.sub(r"[^A-Za-z0-9.@,=_-]+", "+", name)
 
 
 @dataclass(frozen=True)
-class DeviceRow:
-    """A line of the list of devices; ``version`` of the runtime is None where it is not installed."""
-
-    name: str
-    available: bool
-    version: str | None
-    install: str
-
-
-def list_devices() -> list[DeviceRow]:
-    """Every known device and whether its runtime is installed; imports no runtime."""
-    return [DeviceRow(name, _installed(entry), _version(entry), entry.install) for name, entry in DEVICES.items()]
-
-
-def open_device(name: str, *, threads: int = 1, batch: int = 1, precision: str = "fp32") -> Device:
-    """A device by name.
-
-    Args:
-        threads: of the runtime; with more than one, times are comparable only on a machine with nothing else to do.
-        batch: images per run.
-        precision: of the arithmetic.
+class LocalDevice:
+    """What devices on this machine share: a name made of their options, and timing by the stopwatch here.
 
     Raises:
-        UserError: an unknown name, a runtime that is not installed, or options that the device does not have.
+        UserError: a precision that the device does not have.
     """
-    if name not in DEVICES:
-        raise unknown_name("device", name, DEVICES, command="nas devices")
-    entry = DEVICES[name]
-    if not _installed(entry):
-        raise UserError(
-            f"device '{name}' needs {entry.package}, which is not installed",
-            allowed="Available here: " + (", ".join(row.name for row in list_devices() if row.available) or "none"),
-            next_step=f"Install it with: {entry.install}",
+
+    kind: str
+    options: Options
+    precisions: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.options.precision not in self.precisions:
+            raise UserError(
+                f"precision '{self.options.precision}' on {self.kind}",
+                allowed=f"It has: {', '.join(self.precisions)}",
+                next_step="Leave the option out, or choose another device (nas devices)",
+            )
+
+    @property
+    def name(self) -> str:
+        return full_name(self.kind, self.options)
+
+    @property
+    def threads(self) -> int:
+        return self.options.threads
+
+    @property
+    def batch(self) -> int:
+        return self.options.batch
+
+    @property
+    def precision(self) -> str:
+        return self.options.precision
+
+    @property
+    def clock(self) -> Clock:
+        """What runs are timed with."""
+        return SYSTEM_CLOCK
+
+    def fingerprint_of(self, runtime: str, version: str, **more: Any) -> dict[str, Any]:
+        """A fingerprint on this machine."""
+        options = {"precision": self.precision, "threads": self.threads, "batch": self.batch}
+        return {**machine(), "runtime": runtime, "runtime_version": version, **options, **more}
+
+    def load(self, model: onnx.ModelProto | bytes) -> Runner:
+        raise NotImplementedError
+
+    def time(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        rng: np.random.Generator,
+        plan: Plan | None = None,
+        progress: Progress = SILENT,
+    ) -> list[Measurement | Failure]:
+        """See `Device.time`."""
+        plan = plan or Plan()
+
+        def loader(candidate: Candidate) -> Callable[[], Callable[[], None]]:
+            return lambda: self.load(candidate.model()).run
+
+        return measure(
+            [loader(candidate) for candidate in candidates],
+            rng=rng,
+            rounds=plan.rounds,
+            warmup=plan.warmup,
+            sample_ms=plan.sample_ms,
+            target=plan.target,
+            least=plan.least,
+            pin=self.threads == 1,
+            clock=self.clock,
+            progress=progress,
         )
-    if threads < 1 or batch < 1:
-        raise UserError(
-            f"device '{name}' with threads={threads}, batch={batch}",
-            allowed="Both are whole numbers from 1",
-            next_step="Correct the option",
-        )
-    return entry.open(threads, batch, precision)
-
-
-def _installed(entry: _Entry) -> bool:
-    return importlib.util.find_spec(entry.package) is not None
-
-
-def _version(entry: _Entry) -> str | None:
-    try:
-        return metadata.version(entry.package)
-    except metadata.PackageNotFoundError:
-        return None

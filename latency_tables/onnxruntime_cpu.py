@@ -1,93 +1,39 @@
-"""ONNX Runtime on the processor: the default device."""
+"""ONNX Runtime: on the processor (the default device), and its CUDA and TensorRT providers where the package has them.
+
+On a GPU a run includes copying the input there and the output back, as a caller of the session feels it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import onnxruntime as ort
-from numpy.typing import NDArray
-
-from latency_tables.device import machine
-from search_spaces.errors import UserError
+from latency_tables.device import LocalDevice, Options
+from latency_tables.quantise import quantised
+from latency_tables.standalone import SessionRunner, describe, open_session
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OnnxRuntimeCpu", "OnnxRuntimeRunner"]
-
-PRECISIONS = ("fp32",)
-ERRORS_ONLY = 3  # the runtime's log severity
+__all__ = ["OnnxRuntime", "open_onnxruntime"]
 
 
 @dataclass(frozen=True)
-class OnnxRuntimeCpu:
-    """ONNX Runtime's CPU provider with every graph optimisation (they change times by a factor of four).
-
-    Raises:
-        UserError: a precision that this device does not have.
-    """
-
-    threads: int = 1
-    batch: int = 1
-    precision: str = "fp32"
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UserError(
-                f"precision '{self.precision}' on {self.name}",
-                allowed=f"It has: {', '.join(PRECISIONS)}",
-                next_step="Leave the option out, or choose another device (nas devices)",
-            )
-
-    @property
-    def name(self) -> str:
-        return "onnxruntime-cpu"
+class OnnxRuntime(LocalDevice):
+    """ONNX Runtime with one of its providers; ``int8`` runs models of float weights as `quantised` ones."""
 
     def fingerprint(self) -> dict[str, Any]:
         """What times depend on, as JSON values."""
-        return {
-            **machine(),
-            "runtime": "onnxruntime",
-            "runtime_version": ort.__version__,
-            "precision": self.precision,
-            "threads": self.threads,
-            "batch": self.batch,
-        }
+        return describe(self.kind, self.precision, self.threads, self.batch)
 
-    def load(self, model: onnx.ModelProto | bytes) -> OnnxRuntimeRunner:
+    def load(self, model: onnx.ModelProto | bytes) -> SessionRunner:
         """A session for the model; raises what ONNX Runtime raises where it cannot take it."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = ERRORS_ONLY
-        # Threads that spin between runs take the cores from what runs next.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        ort.disable_telemetry_events()
+        if self.precision == "int8":
+            model = quantised(model)
         content = model if isinstance(model, bytes) else model.SerializeToString()
-        return OnnxRuntimeRunner(ort.InferenceSession(content, options, providers=["CPUExecutionProvider"]), self.batch)
+        return SessionRunner(open_session(content, self.kind, self.threads), self.batch)
 
 
-class OnnxRuntimeRunner:
-    """A session with one float32 input and one output, and a fixed random input of ``batch`` images."""
-
-    def __init__(self, session: ort.InferenceSession, batch: int) -> None:
-        source = session.get_inputs()[0]
-        first, *rest = source.shape
-        shape = (first if isinstance(first, int) else batch, *rest)
-        self._session = session
-        self._source = source.name
-        self._outputs = [session.get_outputs()[0].name]
-        self._feed = {source.name: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
-
-    def run(self) -> None:
-        """One run on the fixed input."""
-        self._session.run(self._outputs, self._feed)
-
-    def infer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The output for images (N, C, H, W), float32."""
-        output: NDArray[np.float32] = self._session.run(self._outputs, {self._source: images})[0]
-        return output
+def open_onnxruntime(kind: str, options: Options) -> OnnxRuntime:
+    """The device of a provider."""
+    return OnnxRuntime(kind, options, ("fp32", "int8") if kind == "onnxruntime-cpu" else ("fp32",))

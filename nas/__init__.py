@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from latency_tables import LatencyTable
     from nas.api import export, finetune, predictor, profile, report, score, search, space, spaces, train, verify, worker
     from nas.evolution import evolve
+    from nas.few_shot import FewShotLatency, LatencyPredictor
+    from nas.health import doctor
+    from nas.measuring import Cost, measure
     from nas.optimizing import OptimizeResult, optimize
     from nas.pareto import ParetoFront
     from nas.runs import Run
     from nas.selection import survivors
+    from nas.tables import import_kit, import_table, make_kit
     from predictors import ArchitecturePredictor, learning_curve, report_card
     from search_spaces import Architecture, Choice, SearchSpace, UserError
     from supernets import Supernet, elastic, fused, load_data, start_from
@@ -25,6 +29,9 @@ __all__ = [
     "Architecture",
     "ArchitecturePredictor",
     "Choice",
+    "Cost",
+    "FewShotLatency",
+    "LatencyPredictor",
     "LatencyTable",
     "OptimizeResult",
     "ParetoFront",
@@ -32,13 +39,18 @@ __all__ = [
     "SearchSpace",
     "Supernet",
     "UserError",
+    "doctor",
     "elastic",
     "evolve",
     "export",
     "finetune",
     "fused",
+    "import_kit",
+    "import_table",
     "learning_curve",
     "load_data",
+    "make_kit",
+    "measure",
     "optimize",
     "predictor",
     "profile",
@@ -59,6 +71,9 @@ _HOMES = {
     "Architecture": "search_spaces",
     "ArchitecturePredictor": "predictors",
     "Choice": "search_spaces",
+    "Cost": "nas.measuring",
+    "FewShotLatency": "nas.few_shot",
+    "LatencyPredictor": "nas.few_shot",
     "LatencyTable": "latency_tables",
     "OptimizeResult": "nas.optimizing",
     "ParetoFront": "nas.pareto",
@@ -66,11 +81,16 @@ _HOMES = {
     "SearchSpace": "search_spaces",
     "Supernet": "supernets",
     "UserError": "search_spaces",
+    "doctor": "nas.health",
     "elastic": "supernets",
     "evolve": "nas.evolution",
     "fused": "supernets",
     "learning_curve": "predictors",
+    "import_kit": "nas.tables",
+    "import_table": "nas.tables",
     "load_data": "supernets",
+    "make_kit": "nas.tables",
+    "measure": "nas.measuring",
     "optimize": "nas.optimizing",
     "report_card": "predictors",
     "start_from": "supernets",

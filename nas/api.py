@@ -121,6 +121,10 @@ def profile(
     device: str = DEFAULT_DEVICE,
     out: str | Path | None = None,
     seed: int = 0,
+    resolutions: int | None = None,
+    like: LatencyTable | None = None,
+    networks: int | None = None,
+    held_out: int | None = None,
     force: bool = False,
     progress: Progress = SILENT,
     **options: Any,
@@ -135,24 +139,18 @@ def profile(
     Raises:
         UserError: an unknown device, or a table of another device or machine at ``out``.
     """
-    from latency_tables import open_device
+    from latency_tables import Amount, open_device
     from latency_tables import profile as run_profile
+    from nas.tables import STORED, stored_table, table_path, writer_of
 
+    if device.startswith(STORED):
+        return stored_table(device, out, space)
     opened = open_device(device, **options)
-    writer = None
-    if isinstance(space, ElasticSpace):
-        from supernets import ElasticWriter
-
-        writer = ElasticWriter(space)
-    path = _table_path(out, opened.name)
-    return run_profile(space, opened, out=path, writer=writer, seed=seed, force=force, progress=progress)
-
-
-def _table_path(out: str | Path | None, device: str) -> Path | None:
-    if out is None:
-        return None
-    path = Path(out)
-    return path if path.suffix == ".json" else path / "tables" / f"{device}.json"
+    usual = Amount()
+    fitted, judged = (usual.networks if networks is None else networks), (usual.held_out if held_out is None else held_out)
+    amount = Amount(networks=fitted, held_out=judged, resolutions=resolutions)
+    given: dict[str, Any] = {"writer": writer_of(space), "seed": seed, "amount": amount, "like": like}
+    return run_profile(space, opened, out=table_path(out, opened.name), force=force, progress=progress, **given)
 
 
 def predictor(

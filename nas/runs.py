@@ -126,7 +126,9 @@ class Run:
         return self.path / name
 
     def table(self, device: str) -> Path:
-        return self.path / "tables" / f"{device}.json"
+        from latency_tables import file_name
+
+        return self.path / "tables" / f"{file_name(device)}.json"
 
     # ---- contents ----
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from latency_tables import Device, Measurement, measure
+from latency_tables import Candidate, Device, Measurement, Plan
 from latency_tables.stopwatch import Failure
 from nas.baselines import Baseline, read_baselines
 from nas.exporting import read_export, test_logits
@@ -178,14 +178,11 @@ def _baseline(run: Run, baseline: Baseline) -> _Candidate:
 
 
 def _times(device: Device, candidates: Sequence[_Candidate], seed: int, progress: Progress) -> list[Measurement]:
-    def loader(path: Path) -> Any:
-        return lambda: device.load(path.read_bytes()).run
-
     progress.start("time on the device", len(candidates) + ROUNDS)
     try:
-        found = measure(
-            [loader(c.path) for c in candidates], rng=np.random.default_rng([seed, 7]), rounds=ROUNDS, progress=progress
-        )
+        models = [Candidate(c.id, c.path.read_bytes) for c in candidates]
+        plan = Plan(rounds=ROUNDS, target=0.0)
+        found = device.time(models, rng=np.random.default_rng([seed, 7]), plan=plan, progress=progress)
     finally:
         progress.stop()
     for candidate, result in zip(candidates, found, strict=True):

@@ -23,8 +23,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": shipping.report,
     "spaces": searching.spaces,
     "devices": devices.devices,
+    "measure": devices.measure,
+    "kit make": devices.kit_make,
+    "kit import": devices.kit_import,
+    "table-import": devices.table_import,
+    "doctor": devices.doctor,
     "demo": demonstrating.demo,
 }
+
+
+GROUPS = {"kit": "Measure a machine that cannot be reached from here: make a kit, run it there, import its results."}
 
 
 def _app() -> typer.Typer:
@@ -35,8 +43,13 @@ def _app() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
+    groups: dict[str, typer.Typer] = {}
     for name, command in COMMANDS.items():
-        made.command(name)(command)
+        *group, last = name.split()
+        if group and group[0] not in groups:
+            groups[group[0]] = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+            made.add_typer(groups[group[0]], name=group[0], help=GROUPS[group[0]])
+        (groups[group[0]] if group else made).command(last)(command)
     return made
 
 

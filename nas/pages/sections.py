@@ -216,12 +216,15 @@ def _table_quality(contents: Contents) -> str:
     named = (
         ("Sum of layers, corrected", "corrected"),
         ("Sum of layers, plain", "plain"),
+        ("Features, no layers", "learnt"),
         ("Line in MACs", "baseline"),
         ("Measured again", "noise"),
     )
     found = quality.to_dict()
     for label, part in named:
         e = found[part]
+        if e is None:
+            continue
         row = [
             label,
             percent(e["median"]),

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from latency_tables.correction import Correction, Errors, Quality, errors, fit_baseline, fit_correction
+from latency_tables.correction import FEATURES, Correction, Errors, Quality, errors, fit_baseline, fit_correction, fit_learnt
 
 RNG_SEED = 0
 OVERHEAD = 0.004
@@ -84,3 +84,57 @@ def test_json_round_trip_and_refusal() -> None:
         Quality.from_dict(quality.to_dict() | {"networks": 0})
     with pytest.raises(ValueError):
         Errors.from_dict(dataclasses.asdict(found) | {"median": "x"})
+
+
+# ---- a residual on features, and features alone ---------------------------------------------------------------
+
+
+def with_features(n: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    total, layers = networks(n)
+    rng = np.random.default_rng(2)
+    parts = rng.uniform(0, 5, (n, len(FEATURES)))
+    parts[:, 0] = layers
+    return total, layers, parts
+
+
+def test_what_features_add_is_found_and_only_where_it_is_there() -> None:
+    total, layers, parts = with_features()
+    measured = 0.3 + 1.1 * total + 0.25 * parts[:, 2] + 0.1 * parts[:, 4]
+    found = fit_correction(total, layers, measured, overhead_ms=OVERHEAD, features=parts)
+    assert found.form == "scale+offset+residual"
+    assert found(total, layers, parts) == pytest.approx(measured, rel=0.01)
+    plain = fit_correction(total, layers, 0.3 + 1.1 * total, overhead_ms=OVERHEAD, features=parts)
+    assert plain.form == "scale+offset"
+    assert not plain.residual
+
+
+def test_features_alone_win_where_layers_tell_nothing() -> None:
+    total, layers, parts = with_features(32)
+    measured = 1 + 0.5 * parts[:, 1] + 0.2 * parts[:, 5]
+    found = fit_correction(total, layers, measured, overhead_ms=OVERHEAD, features=parts)
+    assert found.form == "features"
+    assert found.scale == 0
+    assert found(total, layers, parts) == pytest.approx(measured, rel=0.02)
+    assert fit_learnt(parts[:5], measured[:5]) is None  # too few to tell
+
+
+def test_an_unsound_form_never_wins() -> None:
+    total, layers, parts = with_features()
+    measured = 0.3 + 1.1 * total + 0.25 * parts[:, 2]
+    found = fit_correction(
+        total, layers, measured, overhead_ms=OVERHEAD, features=parts, sound=lambda correction: not correction.residual
+    )
+    assert not found.residual
+
+
+def test_corrections_with_and_without_a_residual_come_back_from_json() -> None:
+    full = Correction("scale+offset+residual", 0.1, 1.0, 0.0, {"macs": 0.5})
+    assert Correction.from_dict(full.to_dict()) == full
+    old = {"form": "scale", "offset_ms": 0.1, "scale": 1.0, "per_layer_ms": 0.0}
+    assert Correction.from_dict(old) == Correction("scale", 0.1, 1.0, 0.0)
+    assert full.times(2.0) == Correction("scale+offset+residual", 0.2, 2.0, 0.0, {"macs": 1.0})
+    for residual in ({"unknown": 1.0}, {"macs": math.nan}, 3):
+        with pytest.raises(ValueError):
+            Correction.from_dict(full.to_dict() | {"residual": residual})
+    with pytest.raises(ValueError, match="features"):
+        full(np.ones(2), np.ones(2))

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 import search_spaces
+from latency_tables import open_device
 from latency_tables.onnx_graph import build_onnx, empty_onnx, random_weights
-from latency_tables.onnxruntime_cpu import OnnxRuntimeCpu
 from search_spaces import UserError
 from search_spaces.layers import Bottleneck, Conv, GlobalPool, Layer, Linear, MaxPool, MBConv
 
@@ -107,7 +107,7 @@ def agree(layers: list[Layer], *, batch: int = 2) -> None:
     model = build_onnx(layers, weights=weights, eps=EPS)
     onnx.checker.check_model(model, full_check=True)
     images = np.random.default_rng(0).standard_normal((batch, *layers[0].in_shape)).astype(np.float32)
-    got = OnnxRuntimeCpu().load(model).infer(images)
+    got = open_device("onnxruntime-cpu").load(model).infer(images)
     want = Reference(layers, weights)(torch.from_numpy(images)).numpy()
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * max(1, np.abs(want).max()))
@@ -130,7 +130,7 @@ def test_activations_stay_of_order_one_through_a_whole_network() -> None:
     layers = list(space.lower(space.largest))
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
     for end in (1, 5, len(layers) - 4, len(layers)):
-        output = OnnxRuntimeCpu().load(build_onnx(layers[:end])).infer(images)
+        output = open_device("onnxruntime-cpu").load(build_onnx(layers[:end])).infer(images)
         assert 0.01 < np.sqrt(np.mean(output.astype(np.float64) ** 2)) < 100
 
 
@@ -144,7 +144,7 @@ def test_axes_are_open_unless_a_batch_is_fixed() -> None:
     fixed = build_onnx(LAYERS[:1], batch=4)
     onnx.checker.check_model(fixed, full_check=True)
     assert fixed.graph.output[0].type.tensor_type.shape.dim[0].dim_value == 4
-    OnnxRuntimeCpu().load(fixed).run()
+    open_device("onnxruntime-cpu").load(fixed).run()
 
 
 def test_opset_ir_and_metadata_are_as_asked() -> None:

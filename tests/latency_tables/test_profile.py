@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ import pytest
 from numpy.typing import NDArray
 
 import search_spaces
-from latency_tables import LatencyTable, Quality, open_device, profile
+from latency_tables import Amount, Candidate, LatencyTable, Measurement, Plan, Quality, measure, open_device, profile
+from latency_tables.stopwatch import Failure
 from latency_tables.table import CHAIN, Entry
 from search_spaces import SearchSpace, UserError
 from search_spaces.layers import Layer, parse_layer
+from search_spaces.progress import SILENT, Progress
 
 # ---- a device whose times are known -----------------------------------------------------------------------
 
 OVERHEAD_NS = 4000
+FAST = Plan(rounds=3, least=3, sample_ms=0.02)
 
 
 def layer_ns(layer: Layer) -> int:
@@ -63,6 +67,7 @@ class FakeDevice:
     clock: FakeClock = field(default_factory=FakeClock)
     whole: Callable[[float, int], float] = lambda total, count: total
     busy: float = 1.0
+    speed: float = 1.0
     fail_on: str | None = None
     interrupt_after: int | None = None
     name: str = "fake"
@@ -73,6 +78,18 @@ class FakeDevice:
 
     def fingerprint(self) -> dict[str, Any]:
         return {"processor": "none", "threads": self.threads, "batch": self.batch, "precision": self.precision}
+
+    def time(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        rng: np.random.Generator,
+        plan: Plan | None = None,
+        progress: Progress = SILENT,
+    ) -> list[Measurement | Failure]:
+        loaders = [lambda candidate=c: self.load(candidate.model()).run for c in candidates]
+        settings = dataclasses.asdict(plan or Plan())
+        return measure(loaders, rng=rng, clock=self.clock, progress=progress, **settings)
 
     def load(self, model: onnx.ModelProto | bytes) -> FakeRunner:
         assert isinstance(model, onnx.ModelProto)
@@ -86,7 +103,7 @@ class FakeDevice:
         total = float(sum(map(layer_ns, layers)))
         if len(set(layers)) > 2:
             total = self.whole(total, len(layers))
-        return FakeRunner(self.clock, OVERHEAD_NS + total, self.busy)
+        return FakeRunner(self.clock, self.speed * (OVERHEAD_NS + total), self.busy)
 
 
 # ---- estimates --------------------------------------------------------------------------------------------
@@ -96,8 +113,8 @@ TINY = SPACE.restrict(kernel=[3], depth=[1]).restrict({"expand[9]": [2]})
 
 
 def run(device: FakeDevice, space: SearchSpace = SPACE, **options: object) -> LatencyTable:
-    given = {"networks": 10, "held_out": 6, "rounds": 3, "sample_ms": 0.02} | options
-    return profile(space, device, clock=device.clock, **given)  # type: ignore[arg-type]
+    given = {"amount": Amount(10, 6), "plan": FAST} | options
+    return profile(space, device, **given)  # type: ignore[arg-type]
 
 
 def truth(device: FakeDevice, space: SearchSpace, archs: list[search_spaces.Architecture]) -> np.ndarray:
@@ -199,6 +216,51 @@ def test_a_busy_machine_is_read_off_the_cpu_clock() -> None:
     assert run(FakeDevice(busy=1.6, threads=2)).clock == "wall"  # a thread's CPU time says nothing about its helpers
 
 
+def test_a_table_of_another_occasion_follows_the_devices_level(tmp_path: Path) -> None:
+    path, archs = tmp_path / "t.json", SPACE.sample(20, seed=1)
+    before = run(FakeDevice(), out=path).estimate(archs)
+    slower = FakeDevice(speed=1.09)
+    table = run(slower, out=path)
+    assert table.anchor is not None
+    assert table.anchor.factor == pytest.approx(1.09, rel=1e-4)
+    assert table.estimate(archs) == pytest.approx(1.09 * before, rel=1e-4)
+    table.save(tmp_path / "anchored.json")
+    assert LatencyTable.load(tmp_path / "anchored.json") == table
+    assert LatencyTable.load(path).anchor is None  # every use tells the level anew
+    assert run(FakeDevice(), out=path).anchor is None
+
+
+def test_layers_measured_at_another_level_are_brought_to_the_tables(tmp_path: Path) -> None:
+    path, archs = tmp_path / "t.json", SPACE.sample(20, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(FakeDevice(speed=1.3, interrupt_after=70), out=path)
+    assert len(LatencyTable.load(path).levels) == 1
+    device = FakeDevice()
+    table = run(device, out=path)
+    assert table.drift == pytest.approx(0.3, rel=1e-3)
+    assert any("moved by 30%" in line for line in table.warnings())
+    assert table.estimate(archs) == pytest.approx(truth(device, SPACE, archs), rel=0.03)  # the empty network's is as it was
+
+
+def test_sizes_between_measured_ones_are_interpolated_and_the_error_is_said(tmp_path: Path) -> None:
+    space = search_spaces.build("small-mobilenet", width=0.5, resolution=[16, 20, 24, 28, 32]).restrict(expand=[2], depth=[1])
+    device = FakeDevice()
+    table = run(device, space, amount=Amount(10, 6, resolutions=3), out=tmp_path / "t.json")
+    measured = {layer.key for layer in space.restrict(resolution=[16, 24, 32]).layers()}
+    assert set(table.entries) == measured
+    assert table.interpolated == {layer.key for layer in space.layers()} - measured
+    archs = space.sample(30, seed=0)
+    assert table.estimate(archs) == pytest.approx(truth(device, space, archs), rel=0.03)  # maps have odd sizes in between
+    assert 0 <= table.conditions["interpolation_error"] < 0.03
+    assert LatencyTable.load(tmp_path / "t.json") == table
+
+
+@pytest.mark.parametrize("resolutions", [0, 1])
+def test_too_few_sizes_to_interpolate_are_refused(resolutions: int) -> None:
+    with pytest.raises(UserError, match="measured resolutions"):
+        run(FakeDevice(), amount=Amount(10, 6, resolutions=resolutions))
+
+
 # ---- files --------------------------------------------------------------------------------------------------
 
 
@@ -206,10 +268,10 @@ def test_the_file_gives_the_table_back(tmp_path: Path) -> None:
     path = tmp_path / "tables" / "fake.json"
     table = run(FakeDevice(whole=lambda total, count: 1.2 * total), out=path)
     assert LatencyTable.load(path) == table
-    device = FakeDevice()
+    device = FakeDevice(whole=lambda total, count: 1.2 * total)
     again = run(device, out=path)
     assert again == table
-    assert not device.loads
+    assert len(device.loads) == 8  # whole networks, to tell the level; no layer
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.7, 0.95])
@@ -222,9 +284,14 @@ def test_an_interrupted_profile_resumes_and_ends_equal(tmp_path: Path, share: fl
     kept = LatencyTable.load(path).entries if path.exists() else {}
     assert (len(kept) > 0) == (share > 0)
     device = FakeDevice()
-    assert run(device, out=path) == whole
+    again = run(device, out=path)
     assert not set(device.loads) & set(kept)
-    assert path.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    # Chunks are cut anew, so that layers may stand beside another reference; all else is the same.
+    assert {key: (e.alone, e.chain) for key, e in again.entries.items()} == {
+        key: (e.alone, e.chain) for key, e in whole.entries.items()
+    }
+    assert (again.networks, again.correction, again.quality) == (whole.networks, whole.correction, whole.quality)
+    assert LatencyTable.load(path) == again
 
 
 def test_an_unfinished_table_says_so(tmp_path: Path) -> None:
@@ -245,7 +312,7 @@ def test_more_options_measure_only_the_new_layers(tmp_path: Path) -> None:
     before = path.read_bytes()
     device = FakeDevice()
     assert run(device, part, out=path).space == part  # a restriction is served from the file, which stays as it is
-    assert not device.loads
+    assert len(device.loads) == 8
     assert path.read_bytes() == before
 
 
@@ -261,6 +328,30 @@ def test_other_conditions_are_refused_by_name_and_nothing_is_overwritten(tmp_pat
         run(FakeDevice(), search_spaces.build("small-mobilenet"), out=path)
     assert path.read_bytes() == before
     assert run(FakeDevice(batch=8), out=path, force=True).fingerprint["batch"] == 8
+
+
+def test_a_table_of_format_1_is_read_and_estimates_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    table = run(FakeDevice(whole=lambda total, count: 1.2 * total), TINY, out=path)
+    value = json.loads(path.read_text())
+
+    def older(part: Any) -> Any:
+        if isinstance(part, list):
+            return [older(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        new = ("p95_ms", "low_ms", "high_ms", "level", "levels", "interpolated", "anchor", "residual", "learnt")
+        return {name: older(item) for name, item in part.items() if name not in new}
+
+    path.write_text(json.dumps(older(value) | {"version": 1}))
+    old = LatencyTable.load(path)
+    archs = TINY.sample(10, seed=0)
+    assert old.estimate(archs) == pytest.approx(table.estimate(archs))
+    old.save(path)
+    assert LatencyTable.load(path) == old
+    assert run(FakeDevice(whole=lambda total, count: 1.2 * total), TINY, out=path).estimate(archs) == pytest.approx(
+        table.estimate(archs)
+    )
 
 
 @pytest.mark.parametrize("where", ["median_ms", "key", "clock", "networks", "correction"])
@@ -324,7 +415,7 @@ def test_no_layer_is_free_however_noise_falls() -> None:
 def test_a_real_device_gives_a_whole_table(tmp_path: Path) -> None:
     space = TINY.restrict(resolution=[16])
     device, out = open_device("onnxruntime-cpu"), tmp_path / "t.json"
-    table = profile(space, device, networks=4, held_out=3, rounds=3, sample_ms=0.05, out=out)
+    table = profile(space, device, amount=Amount(4, 3), plan=Plan(rounds=3, least=3, sample_ms=0.05), out=out)
     assert all(math.isfinite(ms) and ms > 0 for ms in (table.layer_ms(parse_layer(key)) for key in table.entries))
     assert isinstance(table.quality, Quality)
     assert LatencyTable.load(out) == table

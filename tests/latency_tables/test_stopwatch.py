@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from latency_tables.standalone import median_interval
 from latency_tables.stopwatch import SYSTEM_CLOCK, Failure, Measurement, measure, one_core
 
 
@@ -134,3 +135,76 @@ def test_numbers_that_no_clock_shows_are_refused(change: dict[str, object]) -> N
 def test_what_is_not_a_measurement_is_refused(value: object) -> None:
     with pytest.raises(ValueError):
         Measurement.from_dict(value)
+
+
+# ---- how much is enough ---------------------------------------------------------------------------------------
+
+
+def noisy(clock: FakeClock, ns: float, spread: float, seed: int = 0) -> Callable[[], Callable[[], None]]:
+    """A candidate whose runs vary."""
+    rng = np.random.default_rng(seed)
+
+    def run() -> None:
+        took = ns * (1 + spread * abs(rng.standard_normal()))
+        clock.wall += took
+        clock.cpu += took
+
+    return lambda: run
+
+
+def test_a_steady_candidate_needs_few_samples_and_a_noisy_one_all() -> None:
+    clock = FakeClock()
+    steady, restless = noisy(clock, 1e6, 0.0), noisy(clock, 1e6, 0.8)
+    found = measure(
+        [steady, restless], rng=np.random.default_rng(0), rounds=40, least=10, target=0.01, sample_ms=0.5, clock=clock
+    )
+    first, second = found
+    assert isinstance(first, Measurement)
+    assert isinstance(second, Measurement)
+    assert (first.samples, second.samples) == (10, 40)
+    assert first.uncertainty == 0 < second.uncertainty
+
+
+def test_a_busy_machine_settles_on_the_cpu_clock() -> None:
+    clock, rng = FakeClock(), np.random.default_rng(0)
+
+    def run() -> None:
+        clock.cpu += 1e6
+        clock.wall += 1e6 * rng.uniform(1, 5)
+
+    (found,) = measure(
+        [lambda: run], rng=np.random.default_rng(0), rounds=40, least=10, target=0.01, sample_ms=0.5, clock=clock
+    )
+    assert isinstance(found, Measurement)
+    assert found.samples == 10
+
+
+def test_warming_up_goes_on_while_times_fall() -> None:
+    clock, runs = FakeClock(), []
+
+    def run() -> None:
+        runs.append(None)
+        took = 1e6 * max(1.0, 3 - 0.05 * len(runs))
+        clock.wall += took
+        clock.cpu += took
+
+    (found,) = measure([lambda: run], rng=np.random.default_rng(0), rounds=3, sample_ms=0.5, clock=clock)
+    assert isinstance(found, Measurement)
+    assert found.median_ms == pytest.approx(1.0, rel=0.3)  # at 3 to begin with
+    assert len(runs) > 10 + 2 * 3
+
+
+def test_the_interval_of_a_median_holds_it_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        low, high = median_interval(rng.exponential(size=20).tolist())
+        inside += low <= np.log(2) <= high
+    assert 0.92 <= inside / 400 <= 1
+
+
+def test_no_sample_is_dropped_from_the_tail() -> None:
+    found = Measurement.of([1e6] * 18 + [9e6] * 2, [1e6] * 20, 1)
+    assert found.p95_ms is not None
+    assert found.p95_ms > 5
+    assert found.median_ms == found.low_ms == found.high_ms == pytest.approx(1)

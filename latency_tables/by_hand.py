@@ -1,0 +1,154 @@
+"""Tables of machines that nothing here can reach: a kit is made here, run there by hand, and its results are brought back.
+
+Making a kit is a profile on a device that only writes its models down; importing it is the same profile on a device that reads
+the answers. So a kit measures what a profile does, by construction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latency_tables.device import Candidate, LocalDevice, Options
+from latency_tables.kit import SCRIPT, Kit, KitWriter, read_kit, read_results
+from latency_tables.profiling import Amount, Writer, profile
+from latency_tables.stopwatch import Failure, Measurement, Plan
+from search_spaces import from_dict
+from search_spaces.errors import UserError
+from search_spaces.progress import SILENT, Progress
+from search_spaces.space import SearchSpace
+
+if TYPE_CHECKING:
+    from latency_tables.table import LatencyTable
+
+__all__ = ["import_kit", "kit_space", "make_kit"]
+
+KINDS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt")
+PRECISIONS = ("fp32", "int8")
+
+
+@dataclass(frozen=True)
+class _Recorder(LocalDevice):
+    """Writes down what would be timed."""
+
+    writer: KitWriter = field(kw_only=True)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
+    def time(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        rng: np.random.Generator,
+        plan: Plan | None = None,
+        progress: Progress = SILENT,
+    ) -> list[Measurement | Failure]:
+        nothing_known = Measurement.of([1e6], [1e6], 1)
+        return [failure or nothing_known for failure in self.writer.add(candidates)]
+
+
+@dataclass(frozen=True)
+class _Replay(LocalDevice):
+    """Answers with what was measured there, model by model in the order of the kit."""
+
+    place: str = field(kw_only=True)
+    facts: Mapping[str, Any] = field(kw_only=True)
+    kit: Kit = field(kw_only=True)
+    found: Mapping[str, Measurement | Failure] = field(kw_only=True)
+    done: list[str] = field(default_factory=list, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        return self.place
+
+    def fingerprint(self) -> dict[str, Any]:
+        return dict(self.facts)
+
+    def time(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        rng: np.random.Generator,
+        plan: Plan | None = None,
+        progress: Progress = SILENT,
+    ) -> list[Measurement | Failure]:
+        names = self.kit.names[len(self.done) : len(self.done) + len(candidates)]
+        if [self.kit.labels[name] for name in names] != [candidate.label for candidate in candidates]:
+            raise UserError(
+                f"the kit {self.kit.id} does not hold what this version measures",
+                allowed="A kit of the same space, made by this version",
+                next_step="Make the kit anew: nas kit make",
+            )
+        self.done.extend(names)
+        return [self.found[name] for name in names]
+
+
+def make_kit(
+    space: SearchSpace,
+    folder: Path,
+    *,
+    kind: str = "onnxruntime-cpu",
+    options: Options | None = None,
+    seed: int = 0,
+    amount: Amount | None = None,
+    plan: Plan | None = None,
+    writer: Writer | None = None,
+) -> Kit:
+    """Write a kit that measures a space: layers, reference networks and whole networks.
+
+    Raises:
+        UserError: the folder is there already, or a device that no kit runs on.
+    """
+    options, plan = options or Options(), plan or Plan()
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty", allowed="A new folder for a kit", next_step="Choose another one with --out")
+    if kind not in KINDS:
+        raise UserError(f"a kit for '{kind}'", allowed=f"A kit runs: {', '.join(KINDS)}", next_step="Choose one with --device")
+    amount = dataclasses.replace(
+        amount or Amount(), by_work=True
+    )  # nothing is measured yet that could tell the fast from the slow
+    kit_writer = KitWriter(folder, kind, options, plan, seed)
+    recorder = _Recorder(kind, options, PRECISIONS, writer=kit_writer)
+    profile(space, recorder, writer=writer, seed=seed, amount=amount, plan=plan)
+    return kit_writer.finish({"space": space.to_dict(), "seed": seed, "amount": dataclasses.asdict(amount)})
+
+
+def kit_space(folder: Path) -> SearchSpace:
+    """The space that a kit measures, where it is a built-in one."""
+    return from_dict(dict(read_kit(folder).about["space"]))
+
+
+def import_kit(
+    folder: Path, name: str, *, space: SearchSpace | None = None, results: Path | None = None, out: Path | None = None
+) -> LatencyTable:
+    """The table of the machine that a kit was run on.
+
+    Args:
+        folder: the kit as it was made here; only the results are taken from elsewhere.
+        name: of the device, ``table://...``.
+        space: needed for networks of one's own; default: what the kit was made for.
+        results: default: ``results.json`` in the folder.
+        out: the table's file; it must not exist.
+
+    Raises:
+        UserError: results that are missing, half-written, of another kit, or make no sense; nothing is written then.
+    """
+    if out is not None and out.exists():
+        raise UserError(
+            f"{out} is there already", allowed="A new file", next_step="Choose another --out or --name, or remove it"
+        )
+    kit = read_kit(folder)
+    again = f"Run the kit there to its end: python3 {SCRIPT}, and bring results.json back"
+    facts, found = read_results(results or folder / "results.json", kit, again=again)
+    device = _Replay(kit.device, kit.options, PRECISIONS, place=name, facts=facts, kit=kit, found=found)
+    amount = Amount(**kit.about["amount"])
+    table = profile(space or kit_space(folder), device, seed=int(kit.about["seed"]), amount=amount, plan=kit.plan)
+    if out is not None:
+        table.save(out)
+    return table

@@ -1,0 +1,73 @@
+"""Tables from their files: every number is checked, and older formats are brought to the present one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from latency_tables.correction import Correction, Quality
+from latency_tables.stopwatch import Measurement
+from latency_tables.table import CLOCKS, Anchor, Entry, Given, LatencyTable, NetworkTiming
+from search_spaces import from_dict
+from search_spaces.layers import parse_layer
+
+__all__ = ["parse_table"]
+
+
+def parse_table(value: Mapping[str, Any]) -> LatencyTable:
+    """A table from its JSON; format 1 has neither levels nor interpolated layers nor an anchor.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError, IndexError: it is damaged.
+    """
+    conditions = dict(value["conditions"])
+    if conditions["clock"] not in CLOCKS:
+        raise ValueError(f"clock is {conditions['clock']!r}, not one of {', '.join(CLOCKS)}")
+    levels = tuple(Measurement.from_dict(level) for level in value.get("levels", ()))
+    # A layer's own key has the fields that an older table lacks; what is not a layer is refused.
+    entries = {parse_layer(key).key: _entry(timings, len(levels)) for key, timings in value["entries"].items()}
+    overhead, correction, quality, anchor = (value.get(name) for name in ("overhead", "correction", "quality", "anchor"))
+    return LatencyTable(
+        device=str(value["device"]),
+        fingerprint=dict(value["fingerprint"]),
+        conditions=conditions,
+        space=from_dict(value["space"]),
+        overhead=None if overhead is None else Measurement.from_dict(overhead),
+        entries=entries,
+        levels=levels,
+        networks=tuple(_network(network) for network in value["networks"]),
+        correction=None if correction is None else Correction.from_dict(correction),
+        quality=None if quality is None else Quality.from_dict(quality),
+        interpolated=frozenset(parse_layer(key).key for key in value.get("interpolated", ())),
+        anchor=None if anchor is None else _anchor(anchor),
+    )
+
+
+def _entry(timings: Mapping[str, Any], levels: int) -> Entry | Given:
+    if "given" in timings:
+        given = Given(**timings["given"])
+        if given.ms != 0:  # counted with another layer
+            positive("given time", given.ms)
+        return given
+    chain, level = timings.get("chain"), timings.get("level")
+    if level is not None and not 0 <= level < levels:
+        raise ValueError(f"level {level!r} is not one of {levels}")
+    return Entry(Measurement.from_dict(timings["alone"]), None if chain is None else Measurement.from_dict(chain), level)
+
+
+def _network(value: Mapping[str, Any]) -> NetworkTiming:
+    first, second = Measurement.from_dict(value["first"]), Measurement.from_dict(value["second"])
+    return NetworkTiming(dict(value["choices"]), bool(value["held_out"]), first, second)
+
+
+def _anchor(value: Mapping[str, Any]) -> Anchor:
+    anchor = Anchor(**value)
+    positive("anchor factor", anchor.factor)
+    return anchor
+
+
+def positive(name: str, number: Any) -> None:
+    """ValueError for what is not a finite, positive number."""
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number) or number <= 0:
+        raise ValueError(f"{name} is {number!r}, not a finite, positive number")

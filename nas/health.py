@@ -1,0 +1,153 @@
+"""Whether this machine is fit to train and to measure: each check says what it found and what to do about it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["Check", "doctor"]
+
+NEEDED = ("numpy", "onnx", "onnxruntime", "torch", "torchvision", "scikit-learn", "pymoo", "optuna", "pandas")
+OLDEST_PYTHON = (3, 11)
+BUSY = 1.05  # wall by CPU time
+PROBE_S = 0.3
+SPARE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        status: ``ok``, ``note`` (works, could be better) or ``broken``.
+        found: what it found.
+        advice: what to do; empty where nothing needs doing.
+    """
+
+    name: str
+    status: str
+    found: str
+    advice: str = ""
+
+
+def doctor() -> list[Check]:
+    """All checks; none changes anything."""
+    return [check() for check in CHECKS.values()]
+
+
+def _python() -> Check:
+    found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    good = sys.version_info >= OLDEST_PYTHON
+    return Check("python", "ok" if good else "broken", found, "" if good else "Install Python 3.11 or newer")
+
+
+def _packages() -> Check:
+    missing, versions = [], []
+    for name in NEEDED:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Check("packages", "broken", f"missing: {', '.join(missing)}", "pip install hwnas")
+    return Check("packages", "ok", ", ".join(versions))
+
+
+def _runtime() -> Check:
+    if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnx") is None:
+        return Check("onnxruntime", "broken", "not installed", "pip install onnxruntime onnx")
+    import numpy as np
+
+    from latency_tables import Measurement, Plan, open_device
+    from latency_tables.device import Candidate
+    from latency_tables.onnx_graph import empty_onnx
+
+    device = open_device("onnxruntime-cpu")
+    (timed,) = device.time(
+        [Candidate("an empty network", empty_onnx)], rng=np.random.default_rng(0), plan=Plan(rounds=5, least=5)
+    )
+    if not isinstance(timed, Measurement):
+        return Check("onnxruntime", "broken", timed.reason, "pip install --force-reinstall onnxruntime")
+    return Check("onnxruntime", "ok", f"a call takes {timed.median_ms * 1e3:.0f} µs")
+
+
+def _cores() -> Check:
+    total = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
+    found = f"{allowed} of {total} cores may be used"
+    return Check(
+        "cores",
+        "ok" if allowed == total else "note",
+        found,
+        "" if allowed == total else "Started under taskset or in a container",
+    )
+
+
+def _governor() -> Check:
+    from latency_tables.standalone import machine
+
+    governor = machine().get("governor")
+    if governor is None:
+        return Check("governor", "ok", "the system does not tell (a virtual machine, or not Linux)")
+    good = governor == "performance"
+    advice = "" if good else "Times vary with it. For steady ones: sudo cpupower frequency-set -g performance"
+    return Check("governor", "ok" if good else "note", str(governor), advice)
+
+
+def _quiet() -> Check:
+    """Wall against CPU time of a busy loop of a fraction of a second."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    while time.thread_time() - cpu < PROBE_S and time.perf_counter() - wall < 4 * PROBE_S:
+        sum(range(1000))
+    ratio = (time.perf_counter() - wall) / max(1e-9, time.thread_time() - cpu)
+    found = f"wall time is {ratio:.2f} of CPU time"
+    if ratio <= BUSY:
+        return Check("quiet", "ok", found)
+    return Check("quiet", "note", found, "Other processes take the core; tables then use CPU time. Stop them for wall times")
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free
+    writable = os.access(Path.cwd(), os.W_OK)
+    found = f"{free / 2**30:.1f} GiB free in {Path.cwd()}" + ("" if writable else ", not writable")
+    if not writable:
+        return Check("disk", "broken", found, "Change to a folder of your own")
+    good = free > SPARE_BYTES
+    return Check("disk", "ok" if good else "note", found, "" if good else "Runs take up to some gigabytes")
+
+
+def _gpu() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check("gpu", "note", "torch is not installed", "pip install torch")
+    import torch
+
+    if torch.cuda.is_available():
+        return Check("gpu", "ok", torch.cuda.get_device_name())
+    advice = "Install a CUDA build of torch to train on it" if shutil.which("nvidia-smi") else ""
+    return Check("gpu", "note" if advice else "ok", "none that torch sees; training uses the processor", advice)
+
+
+def _remote() -> Check:
+    found = [name for name in ("ssh", "adb") if shutil.which(name)]
+    return Check("remote", "ok", f"to reach other devices: {', '.join(found) or 'neither ssh nor adb; kits by hand work'}")
+
+
+CHECKS: Mapping[str, Callable[[], Check]] = {
+    "python": _python,
+    "packages": _packages,
+    "onnxruntime": _runtime,
+    "cores": _cores,
+    "governor": _governor,
+    "quiet": _quiet,
+    "disk": _disk,
+    "gpu": _gpu,
+    "remote": _remote,
+}

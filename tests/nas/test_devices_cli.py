@@ -1,0 +1,201 @@
+"""Commands and verbs about devices, as a newcomer meets them in an empty folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nas
+from latency_tables.energy import energy_meter
+from latency_tables.onnx_graph import build_onnx
+from tests.nas.test_cli import nas as run
+from tests.nas.test_cli import refused
+
+SPACE = ("--space", "small-mobilenet", "--width", 0.25, "--resolution", "20,24,28")
+QUIET = ("--quiet", "--json")
+
+
+def space() -> nas.SearchSpace:
+    return nas.space("small-mobilenet", width=0.25, resolution=[20, 24, 28])
+
+
+def test_a_dry_run_measures_nothing_and_says_what_it_would(tmp_path: Path) -> None:
+    plan = json.loads(run("profile", *SPACE, "--dry-run", "--json", cwd=tmp_path).stdout)
+    assert plan["layers"] == len(space().layers())
+    assert plan["minutes"] > 0
+    part = json.loads(run("profile", *SPACE, "--dry-run", "--measured-sizes", 2, "--json", cwd=tmp_path).stdout)
+    assert part["layers"] < plan["layers"]
+    assert part["layers"] + part["interpolated"] == plan["layers"]
+    assert list(tmp_path.iterdir()) == []
+    assert "layers to measure" in run("profile", *SPACE, "--dry-run").stdout
+
+
+def test_profile_says_its_errors_and_what_it_used(tmp_path: Path) -> None:
+    made = run("profile", *SPACE, "--device", "simulated", "--out", "t.json", "--quiet", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    for word in ("held out", "Spearman", "in 10 %", "MACs and an offset", "the same networks again", "used: "):
+        assert word in made.stdout
+    facts = json.loads(run("profile", *SPACE, "--device", "simulated", "--out", "t.json", *QUIET, cwd=tmp_path).stdout)
+    assert facts["quality"]["corrected"]["median"] < 0.01
+    assert facts["warnings"] == []
+    sizes = run("profile", *SPACE, "--device", "simulated", "--out", "s.json", "--measured-sizes", 2, "--quiet", cwd=tmp_path)
+    assert "stand between measured sizes" in sizes.stdout
+
+
+def test_a_table_of_another_device_is_fitted_to_a_few_networks(tmp_path: Path) -> None:
+    source = nas.profile(space(), device="simulated", out=tmp_path / "source.json")
+    arguments = ("--device", "simulated:precision=int8,batch=4", "--out", "new.json", "--like", "source.json", "--networks", 10)
+    made = run("profile", *SPACE, *arguments, *QUIET, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    facts = json.loads(made.stdout)
+    assert facts["quality"]["fitted_on"] == 10
+    assert facts["quality"]["corrected"]["median"] < 0.05
+    table = nas.LatencyTable.load(tmp_path / "new.json")
+    assert table.conditions["like"] == source.device
+
+
+def test_a_kit_from_the_command_line(tmp_path: Path) -> None:
+    made = run("kit", "make", *SPACE, "--measured-sizes", 2, "--out", "kit", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "python3 run_kit.py" in made.stdout
+    refused(run("kit", "make", *SPACE, "--out", "kit", cwd=tmp_path), "not empty")
+    refused(run("kit", "import", "kit", "--out", "t.json", cwd=tmp_path), "no results", "python3 run_kit.py")
+    refused(run("kit", "import", "kit", cwd=tmp_path), "needs a run or --out")
+    refused(run("kit", "import", "kit", "--out", "t.json", "--name", "../x", cwd=tmp_path), "name '../x'")
+    done = subprocess.run([sys.executable, "run_kit.py"], cwd=tmp_path / "kit", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = run("kit", "import", "kit", "--out", "t.json", "--json", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["device"] == "table://board"
+
+
+def test_an_imported_table_can_be_searched_for_but_not_verified_on(finished: Path) -> None:
+    opened = nas.Run.open(finished)
+    frame = nas.profile(opened.space, device="simulated").to_frame()
+    frame.to_csv(finished / "phone.csv", index=False)
+    made = run("table-import", finished / "phone.csv", "--run", finished, "--name", "phone")
+    assert made.returncode == 0, made.stderr
+    assert f"nas search {finished} --device table://phone" in made.stdout
+    arguments = ("--device", "table://phone", "--samples", 24, "--points", 3, "--force", "--json", "--quiet")
+    found = run("search", finished, *arguments)
+    assert found.returncode == 0, found.stderr
+    assert len(json.loads(found.stdout)) >= 1
+    refused(run("verify", finished, "--device", "table://phone"), "is a table only")
+    refused(run("search", finished, "--device", "table://tablet", "--force"), "does not exist", "table-import")
+    refused(run("table-import", finished / "phone.csv", "--run", finished, "--name", "phone"), "there already")
+
+
+def test_where_the_time_of_a_network_goes(finished: Path) -> None:
+    shown = run("profile", finished, "--breakdown", "knee", "--quiet")
+    assert shown.returncode == 0, shown.stderr
+    assert "100.0%" in shown.stdout
+    rows = json.loads(run("profile", finished, "--breakdown", "knee", *QUIET).stdout)
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    refused(
+        run("profile", *SPACE, "--device", "simulated", "--out", finished / "x.json", "--breakdown", "knee"), "without a run"
+    )
+
+
+def test_what_a_model_costs(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(build_onnx(space().lower(space().largest)).SerializeToString())
+    cost = nas.measure(path, device="onnxruntime-cpu:batch=4")
+    assert cost.file_bytes == path.stat().st_size
+    assert cost.images_per_s == pytest.approx(4e3 / cost.time.median_ms)
+    if sys.platform == "linux":
+        assert cost.memory_bytes is not None
+        assert cost.memory_bytes >= cost.file_bytes  # the weights are in there
+    shown = run("measure", path, "--quiet")
+    assert "throughput" in shown.stdout
+    assert json.loads(run("measure", path, "--device", "simulated", *QUIET).stdout).keys() >= {
+        "time",
+        "images_per_s",
+        "file_bytes",
+    }
+    refused(run("measure", tmp_path / "none.onnx"), "does not exist")
+    (tmp_path / "bad.onnx").write_bytes(b"x")
+    refused(run("measure", tmp_path / "bad.onnx", "--quiet"), "cannot run")
+
+
+def test_energy_is_counted_where_there_is_a_counter_and_absent_elsewhere(tmp_path: Path) -> None:
+    assert energy_meter(root=tmp_path) is None
+    zone = tmp_path / "intel-rapl:0"
+    zone.mkdir()
+    for name, text in (("energy_uj", "5000000"), ("max_energy_range_uj", "10000000"), ("name", "package-0")):
+        (zone / name).write_text(text + "\n")
+    meter = energy_meter(root=tmp_path)
+    assert meter is not None
+    assert (meter.name, meter.read()) == ("RAPL package-0", 5.0)
+    assert meter.since(4.0) == pytest.approx(1.0)
+    assert meter.since(9.0) == pytest.approx(6.0)  # the counter went round
+    shutil.rmtree(zone)
+
+
+def test_doctor_checks_and_advises() -> None:
+    checks = nas.doctor()
+    assert {check.name for check in checks} >= {"python", "packages", "onnxruntime", "quiet", "disk"}
+    assert all(check.status in ("ok", "note", "broken") for check in checks)
+    assert all(check.advice for check in checks if check.status != "ok")
+    assert run("doctor").returncode == 0
+    assert json.loads(run("doctor", "--json").stdout)
+
+
+# ---- latency without tables -----------------------------------------------------------------------------------
+
+
+def cells() -> nas.SearchSpace:
+    return nas.SearchSpace({f"op{i}": [0, 1, 2, 3] for i in range(6)}, name="cells")
+
+
+def device_ms(rows: np.ndarray, seed: int) -> np.ndarray:
+    """A device's latencies: what an option costs varies from device to device around what it costs everywhere."""
+    common = np.random.default_rng(0).uniform(0.2, 2.0, (6, 4))
+    own = np.exp(0.3 * np.random.default_rng(seed).standard_normal((6, 4)))
+    return 3.0 + (common * own)[np.arange(6), rows].sum(axis=1)
+
+
+def test_a_new_device_is_learnt_from_ten_networks_and_other_devices() -> None:
+    cell_space = cells()
+    rows = cell_space.sample_rows(300, np.random.default_rng(1))
+    sources = [lambda archs, seed=s: device_ms(cell_space.rows(archs), seed) for s in range(1, 9)]
+    few = nas.FewShotLatency(cell_space, sources)
+    chosen = few.choose(10, seed=0)
+    assert len({arch.id for arch in chosen}) == 10
+    measured = device_ms(cell_space.rows(chosen), 99)
+    told = few.fit(chosen, measured).predict(rows)
+    truth = device_ms(rows, 99)
+    alone = nas.LatencyPredictor(cell_space, kind="ridge").fit(chosen, measured).predict(rows)
+    assert np.abs(told.mean / truth - 1).mean() < 0.07
+    assert np.abs(told.mean / truth - 1).mean() < np.abs(alone.mean / truth - 1).mean()
+    assert (told.std > 0).all()
+    known = nas.FewShotLatency(cell_space, sources[:1]).fit(chosen, 2 * device_ms(cell_space.rows(chosen), 1))
+    assert known.predict(rows).mean == pytest.approx(2 * device_ms(rows, 1), rel=0.02)  # the same device at half the speed
+
+
+@pytest.mark.parametrize(
+    ("form", "latency"), [("ms", lambda rows: device_ms(rows, 1)), ("log", lambda rows: np.exp(device_ms(rows, 1)))]
+)
+def test_latency_is_learnt_in_the_form_that_it_has(form: str, latency: object) -> None:
+    cell_space = cells()
+    rows = cell_space.sample_rows(300, np.random.default_rng(0))
+    values = latency(rows)  # type: ignore[operator]
+    predictor = nas.LatencyPredictor(cell_space).fit(rows[:150], values[:150])
+    assert predictor.form_ == form
+    assert predictor.predict(rows[150:]).mean == pytest.approx(values[150:], rel=0.02)
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, -1.0, 2.0, 3.0], [1.0, float("nan"), 1.0, 2.0, 3.0], []])
+def test_times_that_are_no_times_are_refused(values: list[float]) -> None:
+    rows = cells().sample_rows(len(values), np.random.default_rng(0))
+    with pytest.raises(nas.UserError):
+        nas.LatencyPredictor(cells()).fit(rows, values)
+    with pytest.raises(nas.UserError):
+        nas.FewShotLatency(cells(), [lambda archs: np.ones(len(archs))]).fit(rows, values)
+    with pytest.raises(nas.UserError, match="no known device"):
+        nas.FewShotLatency(cells(), [])
