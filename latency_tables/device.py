@@ -28,8 +28,8 @@ class Runner(Protocol):
     def run(self) -> None:
         """One run on a fixed random input of the device's batch size; this is what is timed."""
 
-    def infer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The output for images (N, C, H, W); N is free where the model's first axis is open."""
+    def infer(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """The output for images (N, C, H, W), float32, or uint8 as the model takes them; N is free where its first axis is."""
 
 
 class Device(Protocol):

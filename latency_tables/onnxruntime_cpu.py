@@ -81,13 +81,15 @@ class OnnxRuntimeRunner:
         self._session = session
         self._source = source.name
         self._outputs = [session.get_outputs()[0].name]
-        self._feed = {source.name: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
+        rng = np.random.default_rng(0)
+        pixels = source.type == "tensor(uint8)"
+        self._feed = {source.name: rng.integers(0, 256, shape, np.uint8) if pixels else rng.standard_normal(shape, np.float32)}
 
     def run(self) -> None:
         """One run on the fixed input."""
         self._session.run(self._outputs, self._feed)
 
-    def infer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The output for images (N, C, H, W), float32."""
+    def infer(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """The output for images (N, C, H, W), float32, or uint8 in the layout that the model takes."""
         output: NDArray[np.float32] = self._session.run(self._outputs, {self._source: images})[0]
         return output

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nas.api import export, finetune, predictor, profile, report, score, search, space, spaces, train, verify
     from nas.optimizing import OptimizeResult, optimize
     from nas.pareto import ParetoFront
+    from nas.plain_networks import load_network
     from nas.runs import Run
     from nas.selection import survivors
     from search_spaces import Architecture, Choice, SearchSpace, UserError
@@ -34,6 +35,7 @@ __all__ = [
     "finetune",
     "fused",
     "load_data",
+    "load_network",
     "optimize",
     "predictor",
     "profile",
@@ -61,6 +63,7 @@ _HOMES = {
     "elastic": "supernets",
     "fused": "supernets",
     "load_data": "supernets",
+    "load_network": "nas.plain_networks",
     "optimize": "nas.optimizing",
     "start_from": "supernets",
     "survivors": "nas.selection",

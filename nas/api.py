@@ -226,20 +226,46 @@ def search(
     )
 
 
-def export(run: str | Path | Run, *, pick: str | None = None, force: bool = False, progress: Progress = SILENT) -> list[Export]:
-    """Export networks of the front as ONNX and prove them against torch on the test images.
+def export(
+    run: str | Path | Run,
+    *,
+    pick: str | None = None,
+    opset: int = 17,
+    ir_version: int | None = None,
+    batch: int | None = None,
+    pixels: str | None = None,
+    softmax: bool = False,
+    pt2: bool = False,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> list[Export]:
+    """Export networks of the front as ONNX and prove them: onnx's checker, and parity with torch in every installed runtime.
+
+    A plain PyTorch file stands beside each one, see `nas.load_network`. A file that is not proven is called
+    ``ID.unproven.onnx``; nothing is deleted.
 
     Args:
         pick: ``knee``, ``best``, ``fastest``, a limit such as ``latency=5ms``, or an id; None exports the whole front.
+        opset: of ONNX's operators; 17 loads in runtimes of 2022 and later.
+        ir_version: of the file; None: the oldest that knows the opset.
+        batch: images per run; None leaves it open.
+        pixels: ``"nhwc"`` or ``"nchw"``: the file takes uint8 pixels and normalises them itself.
+        softmax: the file gives probabilities instead of logits.
+        pt2: write what `torch.export` makes of each network, too.
         force: export again what is exported already.
+
+    Raises:
+        UserError: an option that ONNX does not have, or an export that is there in another format.
     """
     from nas.exporting import export_points
+    from nas.onnx_files import Format
     from nas.pareto import ParetoFront
 
+    form = Format(opset, ir_version, batch, pixels, softmax)
     opened = _opened(run)
     front = ParetoFront.load(opened.file("front.json"))
     points = list(front) if pick is None else [front.pick(pick)]
-    return export_points(opened, points, force=force, progress=progress)
+    return export_points(opened, points, form=form, program=pt2, force=force, progress=progress)
 
 
 def finetune(

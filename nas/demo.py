@@ -77,10 +77,15 @@ class DemoResult:
             f"limit       kept by {summary['networks'] - summary['broken_limits']} of {summary['networks']} networks "
             f"on the device's clock",
             f"latency     promised against measured: median error {summary['latency_median_error']:.1%}{rank}",
-            f"ONNX        {self.exports['proven']} of {self.exports['networks']} files proven: largest difference to torch "
-            f"{self.exports['max_relative_difference']:.1e}, same top-1 {self.exports['top1_agreement']:.1%}",
+            f"ONNX        {self.exports['proven']} of {self.exports['networks']} files proven{self._differences()}",
             f"report      {self.report}",
         ]
+
+    def _differences(self) -> str:
+        difference, agreement = self.exports["max_relative_difference"], self.exports["top1_agreement"]
+        if difference is None or agreement is None:  # no file ran
+            return ""
+        return f": largest difference to torch {difference:.1e}, same top-1 {agreement:.1%}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON summary."""

@@ -13,8 +13,9 @@ from scipy.stats import spearmanr
 from latency_tables import Device, Measurement, measure
 from latency_tables.stopwatch import Failure
 from nas.baselines import Baseline, read_baselines
-from nas.exporting import read_export, test_logits
+from nas.exporting import read_export
 from nas.objectives import Limit
+from nas.onnx_files import outputs
 from nas.pareto import ParetoFront
 from nas.runs import Run
 from search_spaces.artifacts import read_json, write_json
@@ -201,7 +202,7 @@ def _times(device: Device, candidates: Sequence[_Candidate], seed: int, progress
 def _verified(
     device: Device, candidate: _Candidate, measured: Measurement, clock: str, test: Examples, limits: Sequence[Limit]
 ) -> Verified:
-    logits = test_logits(device.name, candidate.path, test, candidate.resolution)
+    logits = outputs(device, candidate.path, test, candidate.resolution)
     right = int((logits.argmax(1) == test.labels.numpy()).sum())
     low, high = wilson_interval(right, len(test))
     scale = measured.ms(clock) / measured.median_ms

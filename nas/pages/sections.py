@@ -86,8 +86,9 @@ def _proofs(contents: Contents) -> list[str]:
     if not exports:
         return []
     proven = sum(export.proven for export in exports)
-    worst = max(export.max_relative_difference for export in exports)
-    agree = min(export.top1_agreement for export in exports)
+    ran = [(e.max_relative_difference, e.top1_agreement) for e in exports]
+    worst = max((difference for difference, _ in ran if difference is not None), default=0.0)
+    agree = min((agreement for _, agreement in ran if agreement is not None), default=0.0)
     word = "All" if proven == len(exports) else f"Only {proven} of"
     rest = f"largest difference to torch {tiny(worst)}, same top-1 class on {percent(agree)} of {exports[0].images:,} images"
     return [f"<strong>{word} {len(exports)} ONNX files are proven</strong>: {rest}."]
@@ -154,7 +155,8 @@ def _network(contents: Contents, row: Row) -> list[str]:
     proof = NONE
     if export is not None:
         mark = "✓" if export.proven else "✗ not proven:"
-        proof = f"{mark} {tiny(export.max_relative_difference)}, {percent(export.top1_agreement)}"
+        proof = f"{mark} {tiny(export.max_relative_difference or 0.0)}, {percent(export.top1_agreement or 0.0)}"
+        proof = proof if export.top1_agreement is not None else "✗ does not run"
     cells = [button, promised, *_measured(verified), three_digits(values["latency"])]
     if verified is None:
         cells += [NONE, NONE]
