@@ -11,7 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latency_tables import LatencyTable
-    from nas.api import export, finetune, predictor, profile, report, score, search, space, spaces, train, verify
+    from nas.api import (
+        compare,
+        export,
+        finetune,
+        predictor,
+        profile,
+        quantize,
+        report,
+        score,
+        search,
+        space,
+        spaces,
+        train,
+        verify,
+    )
     from nas.optimizing import OptimizeResult, optimize
     from nas.pareto import ParetoFront
     from nas.plain_networks import load_network
@@ -30,6 +44,7 @@ __all__ = [
     "SearchSpace",
     "Supernet",
     "UserError",
+    "compare",
     "elastic",
     "export",
     "finetune",
@@ -39,6 +54,7 @@ __all__ = [
     "optimize",
     "predictor",
     "profile",
+    "quantize",
     "report",
     "score",
     "search",

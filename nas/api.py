@@ -19,11 +19,26 @@ if TYPE_CHECKING:
     from nas.archive import Score
     from nas.exporting import Export
     from nas.pareto import ParetoFront
-    from nas.verifying import Verification
+    from nas.quantising import Quantised
+    from nas.verification import Verification
     from predictors import ArchitecturePredictor
     from supernets import ImageData, Recipe, Supernet
 
-__all__ = ["export", "finetune", "predictor", "profile", "report", "score", "search", "space", "spaces", "train", "verify"]
+__all__ = [
+    "compare",
+    "export",
+    "finetune",
+    "predictor",
+    "profile",
+    "quantize",
+    "report",
+    "score",
+    "search",
+    "space",
+    "spaces",
+    "train",
+    "verify",
+]
 
 LOG_VERSION = 1
 DEFAULT_DEVICE = "onnxruntime-cpu"
@@ -293,12 +308,75 @@ def finetune(
     return finetune_network(opened, arch, epochs=epochs, stop=stop, progress=progress)
 
 
+def quantize(
+    run: str | Path | Run,
+    *,
+    pick: str | None = None,
+    images: int = 512,
+    max_loss: float = 0.01,
+    sensitivity: bool = False,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> list[Quantised]:
+    """Make INT8 twins of exported networks: static post-training quantisation, calibrated on training images.
+
+    Their accuracy on test images and their latency are measured by the next `verify`, beside the float networks.
+
+    Args:
+        pick: as for `export`; None takes the whole front.
+        images: training images for calibration, at most.
+        max_loss: accuracy (a fraction of validation images) that INT8 may cost; where it costs more, the most sensitive
+            layers stay in float.
+        sensitivity: measure what each layer costs alone, also where INT8 loses nothing.
+        force: quantise again what is quantised already.
+
+    Raises:
+        UserError: a network is not exported, or an option out of range.
+    """
+    from nas.pareto import ParetoFront
+    from nas.quantising import quantise_points
+
+    opened = _opened(run)
+    front = ParetoFront.load(opened.file("front.json"))
+    points = list(front) if pick is None else [front.pick(pick)]
+    return quantise_points(
+        opened, points, images=images, max_loss=max_loss, sensitivity=sensitivity, force=force, progress=progress
+    )
+
+
 def verify(run: str | Path | Run, *, device: str = DEFAULT_DEVICE, seed: int = 0, progress: Progress = SILENT) -> Verification:
-    """Run every exported network of the front on the device's clock and on the test images; writes ``verified.json``."""
+    """Run every exported network of the front on the device's clock and on the test images; writes ``verified.json``.
+
+    INT8 twins, baselines and files of `compare` are measured in the same rounds. ``.to_frame()`` is a pandas table.
+    """
     from latency_tables import open_device
     from nas.verifying import verify_run
 
     return verify_run(_opened(run), open_device(device), seed=seed, progress=progress)
+
+
+def compare(
+    run: str | Path | Run,
+    *files: str | Path,
+    device: str = DEFAULT_DEVICE,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Verification:
+    """Put any ONNX files beside the front: copied into the run, then everything is verified in the same rounds.
+
+    A file has an accuracy where it takes the run's images (float input: normalised as the run's; uint8 input: pixels) and
+    gives a score per class; any other file is timed only.
+
+    Raises:
+        UserError: not an ONNX file, one that the device cannot run, or a name that is taken.
+    """
+    from latency_tables import open_device
+    from nas.comparing import add_files
+
+    opened = _opened(run)
+    add_files(opened, files, open_device(device), force=force)
+    return verify(opened, device=device, seed=seed, progress=progress)
 
 
 def report(run: str | Path | Run) -> Path:

@@ -12,7 +12,7 @@ from nas.baselines import Baseline, train_largest_alone
 from nas.exporting import exports_summary
 from nas.pareto import ParetoFront
 from nas.runs import Run
-from nas.verifying import Verification
+from nas.verification import Verification
 from search_spaces.artifacts import read_json
 from search_spaces.progress import SILENT, Progress
 from supernets import ImageData, Supernet, load_data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -61,13 +62,77 @@ def export(
         raise typer.Exit(EXIT_BROKEN)
 
 
+def quantize(
+    run: RunFolder,
+    pick: Pick = None,
+    images: Annotated[int, typer.Option(help="Training images for calibration, at most.")] = 512,
+    max_loss: Annotated[float, typer.Option(help="Accuracy in % that INT8 may cost; beyond it layers stay in float.")] = 1.0,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure what each layer costs alone.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make INT8 twins of exported networks, calibrated on training images; nas verify then measures both."""
+    import nas
+
+    made = nas.quantize(
+        run,
+        pick=pick,
+        images=images,
+        max_loss=max_loss / 100,
+        sensitivity=sensitivity,
+        force=force,
+        progress=TerminalProgress(quiet=quiet),
+    )
+    if as_json:
+        print_json([dataclasses.asdict(item) for item in made])
+        return
+    columns = ["network", "file", "float accuracy", "INT8 accuracy", "size", "kept in float"]
+    rows = [
+        (
+            item.id,
+            str(run / "exports" / item.file),
+            f"{item.float_accuracy:.1%}",
+            f"{item.accuracy:.1%}",
+            f"{item.bytes / item.float_bytes:.0%}",
+            ", ".join(item.kept),
+        )
+        for item in made
+    ]
+    show_table(columns, rows, title=f"on {made[0].images} validation images" if made else "")
+    for item in made if sensitivity else ():
+        losses = [(loss.layer, f"{loss.error:.2%}", f"{100 * loss.accuracy_loss:+.1f}") for loss in item.sensitivity]
+        show_table(["layer", "change of the logits", "points lost"], losses, title=f"{item.network}: each layer alone in INT8")
+    typer.echo(f"INT8 latency is not known yet; measure it with: nas verify {run}", err=True)
+
+
 def verify(
     run: RunFolder, device: DeviceName = "onnxruntime-cpu", seed: Seed = 0, as_json: AsJson = False, quiet: Quiet = False
 ) -> None:
     """Measure the exported networks on the device and on the test images: promised against verified."""
     import nas
 
-    result = nas.verify(run, device=device, seed=seed, progress=TerminalProgress(quiet=quiet))
+    _finish(nas.verify(run, device=device, seed=seed, progress=TerminalProgress(quiet=quiet)), as_json)
+
+
+def compare(
+    run: RunFolder,
+    files: Annotated[list[Path], typer.Argument(help="ONNX files.")],
+    device: DeviceName = "onnxruntime-cpu",
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put any ONNX files beside the front: measured in the same rounds, shown in the same report."""
+    import nas
+
+    result = nas.compare(run, *files, device=device, seed=seed, force=force, progress=TerminalProgress(quiet=quiet))
+    _finish(result, as_json)
+
+
+def _finish(result: Any, as_json: bool) -> None:
+    """Show a verification; exit 1 where a limit is broken."""
     if as_json:
         print_json({"summary": result.summary(), **dataclasses.asdict(result)})
     else:
@@ -78,11 +143,16 @@ def verify(
 
 
 def show_verification(result: Any) -> None:
-    """Promised and verified values of every network, as a table."""
-    rows = []
-    for item in [*result.networks, *result.baselines]:
+    """Promised and verified values of every network, as a table, and the winner's curse."""
+    rows, best = [], result.front()
+    for item in [*result.networks, *result.quantised, *result.baselines]:
         promised = item.promised
         half = 50 * (item.accuracy_high - item.accuracy_low)
+        if item.network:
+            state = "; ".join(item.broken) or "kept"
+            state += ", on the front" if item.id in best else ", dominated" if not item.broken else ""
+        else:
+            state = "baseline"
         rows.append(
             (
                 f"{item.id}*" if item.finetuned else item.id,
@@ -90,11 +160,35 @@ def show_verification(result: Any) -> None:
                 f"{item.accuracy:.1%} ±{half:.1f}",
                 f"{promised['latency']:.3g}" if promised else "",
                 f"{item.latency_ms:.3g}",
-                "; ".join(item.broken) or ("kept" if promised else "baseline"),
+                f"{item.latency_p10_ms:.3g} to {item.latency_p90_ms:.3g}",
+                state,
             )
         )
-    columns = ["network", "accuracy", "verified", "latency ms", "verified", "limits"]
+    rows += [
+        (item.id, "", "", "", f"{item.latency_ms:.3g}", f"{item.latency_p10_ms:.3g} to {item.latency_p90_ms:.3g}", item.reason)
+        for item in result.timed
+    ]
+    columns = ["network", "accuracy", "verified", "latency ms", "verified", "10 to 90 %", "limits"]
     show_table(columns, rows, title="promised, then verified (* fine-tuned since)")
+    for line in _conclusions(result):
+        typer.echo(line)
+
+
+def _conclusions(result: Any) -> list[str]:
+    lines = []
+    if result.excess is not None:
+        excess = result.excess
+        lines.append(
+            f"winner's curse: promised accuracy is {100 * excess.mean:+.1f} points above verified on average "
+            f"(95 % interval {100 * excess.low:+.1f} to {100 * excess.high:+.1f}, {excess.networks} networks)"
+        )
+    gains = result.gains()
+    if gains is not None:
+        lines.append(
+            f"INT8 takes {gains['latency_ratio']:.2f} of the float time (median of {gains['networks']}), "
+            f"and loses {100 * gains['accuracy_loss']:.1f} points on average"
+        )
+    return lines
 
 
 def report(run: RunFolder, as_json: AsJson = False) -> None:

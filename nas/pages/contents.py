@@ -17,7 +17,7 @@ from nas.baselines import Baseline, read_baselines
 from nas.exporting import Export, read_export
 from nas.pareto import ParetoFront, Point
 from nas.runs import Run
-from nas.verifying import Verification, Verified
+from nas.verification import Verification, Verified
 from search_spaces.artifacts import read_json
 from search_spaces.errors import UserError
 

@@ -49,7 +49,7 @@ def test_every_format_is_proven_and_says_what_it_takes(
     (export,) = nas.export(finished, pick="fastest", force=True, **options)  # type: ignore[arg-type]
     assert export.proven
     assert export.problems == ()
-    assert [proof.runtime for proof in export.runtimes][0] == "onnxruntime-cpu"
+    assert export.runtimes[0].runtime == "onnxruntime-cpu"
     assert export.runtimes[0].images == 450
     path = run.exports / export.file
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -113,7 +113,7 @@ def test_a_failed_proof_marks_the_file_and_deletes_nothing(finished: Path) -> No
     (good,) = nas.export(finished, pick="fastest")
     real = exporting.onnx_model
 
-    def wrong(network: torch.nn.Module, *args: object, **options: object) -> onnx.ModelProto:
+    def wrong(_network: torch.nn.Module, *args: object, **options: object) -> onnx.ModelProto:
         twin = nas.load_network(run.exports / good.file)
         with torch.no_grad():
             next(twin.parameters()).mul_(2)

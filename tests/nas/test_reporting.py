@@ -27,7 +27,7 @@ from nas.pages.words import count, ms, percent, signed, tiny
 from nas.pareto import ParetoFront, Point
 from nas.reporting import script_json, write_report
 from nas.runs import SUPERNET_VERSION, Run
-from nas.verifying import Verification, Verified, wilson_interval
+from nas.verification import Verification, Verified, wilson_interval
 from search_spaces.artifacts import file_hash, write_json
 from supernets import save_tensors
 
