@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nas.exporting import Export
     from nas.pareto import ParetoFront
     from nas.quantising import Quantised
+    from nas.reporting import Report
     from nas.verification import Verification
     from predictors import ArchitecturePredictor
     from supernets import ImageData, Recipe, Supernet
@@ -379,8 +380,11 @@ def compare(
     return verify(opened, device=device, seed=seed, progress=progress)
 
 
-def report(run: str | Path | Run) -> Path:
-    """Write ``report.html`` from whatever the run has so far; says what is missing."""
+def report(run: str | Path | Run) -> Report:
+    """Write ``report.html``, ``report.md`` and ``networks.csv`` from whatever the run has so far; they say what is missing.
+
+    Returns: the files' paths and, as ``.to_frame()``, the table of networks.
+    """
     from nas.reporting import write_report
 
     return write_report(_opened(run))

@@ -143,7 +143,7 @@ def run_demo(
     verification = api.verify(run, device=device, seed=seed, progress=progress)
     return DemoResult(
         run=run.path,
-        report=api.report(run),
+        report=api.report(run).path,
         front=ParetoFront.load(run.file("front.json")),
         verification=verification,
         baseline=baseline,

@@ -18,6 +18,7 @@ from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 __all__ = ["ParetoFront", "Point", "non_dominated", "spread_out", "usual_direction"]
 
@@ -148,6 +149,12 @@ class ParetoFront:
             for p in self.points
         ]
         return pd.DataFrame(rows)
+
+    def plot(self) -> Figure:
+        """The first two objectives as a plotly figure (accuracy upwards), for notebooks; hover names each network."""
+        from nas.pages.plots import front_figure
+
+        return front_figure(self)
 
     def save(self, path: Path) -> None:
         points = [{"id": p.arch.id, "architecture": p.arch.to_dict(), "values": p.values, "std": p.std} for p in self.points]

@@ -192,11 +192,11 @@ def _conclusions(result: Any) -> list[str]:
 
 
 def report(run: RunFolder, as_json: AsJson = False) -> None:
-    """Write report.html: the front, promised against verified, and the command that exports each network."""
+    """Write report.html, report.md and networks.csv: promised against verified, and the command for every file."""
     import nas
 
-    path = nas.report(run)
+    made = nas.report(run)
     if as_json:
-        print_json({"report": str(path)})
+        print_json({"report": str(made), "markdown": str(made.markdown), "csv": str(made.csv)})
     else:
-        typer.echo(str(path))
+        typer.echo(str(made))
