@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         train,
         verify,
     )
+    from nas.exporting import write_onnx
     from nas.optimizing import OptimizeResult, optimize
     from nas.pareto import ParetoFront
     from nas.plain_networks import load_network
@@ -64,6 +65,7 @@ __all__ = [
     "survivors",
     "train",
     "verify",
+    "write_onnx",
 ]
 
 _HOMES = {
@@ -83,6 +85,7 @@ _HOMES = {
     "optimize": "nas.optimizing",
     "start_from": "supernets",
     "survivors": "nas.selection",
+    "write_onnx": "nas.exporting",
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 from torch import Tensor, nn
 
 from latency_tables import build_onnx
@@ -24,7 +25,7 @@ from search_spaces.errors import UserError
 from search_spaces.progress import Progress
 from supernets import ImageData, Network, export_onnx
 
-__all__ = ["Export", "export_points", "read_export", "resolution_of"]
+__all__ = ["Export", "export_points", "read_export", "resolution_of", "write_onnx"]
 
 EXPORT_VERSION = 2  # version 1 had one format only, and proofs in one runtime
 
@@ -208,6 +209,42 @@ def onnx_model(
         opset=form.opset,
         ir_version=form.ir,
     )
+
+
+def write_onnx(
+    network: nn.Module,
+    path: str | Path,
+    *,
+    example: Tensor | None = None,
+    opset: int = 17,
+    ir_version: int | None = None,
+    batch: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write any network as one ONNX file, without a run and without proof: a subnet, or what `nas.load_network` gave.
+
+    Args:
+        path: replaced where it exists.
+        example: inputs (B, ...), B two or more; networks made of layers know their own.
+        opset, ir_version, batch: as for `nas.export`.
+        metadata: text stored in the file.
+
+    Raises:
+        UserError: an option that ONNX does not have, or a network that cannot be written.
+    """
+    if example is None:
+        if not isinstance(network, Network):
+            raise UserError(
+                f"the input of {type(network).__name__} is not known",
+                allowed="Networks made of layers know it; any other one needs an example",
+                next_step="Give example=torch.randn(2, ...)",
+            )
+        example = torch.zeros(2, *network.layers[0].in_shape)
+    model = onnx_model(network, example, metadata or {}, form=Format(opset, ir_version, batch))
+    target = Path(path)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    return target
 
 
 def _about(run: Run, point: Point, data: ImageData, resolution: int) -> dict[str, Any]:
