@@ -316,6 +316,7 @@ def quantize(
     images: int = 512,
     max_loss: float = 0.01,
     sensitivity: bool = False,
+    aware: bool = False,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> list[Quantised]:
@@ -329,6 +330,7 @@ def quantize(
         max_loss: accuracy (a fraction of validation images) that INT8 may cost; where it costs more, the most sensitive
             layers stay in float.
         sensitivity: measure what each layer costs alone, also where INT8 loses nothing.
+        aware: where INT8 costs more, train the network on with INT8's rounding before layers are left in float.
         force: quantise again what is quantised already.
 
     Raises:
@@ -341,7 +343,14 @@ def quantize(
     front = ParetoFront.load(opened.file("front.json"))
     points = list(front) if pick is None else [front.pick(pick)]
     return quantise_points(
-        opened, points, images=images, max_loss=max_loss, sensitivity=sensitivity, force=force, progress=progress
+        opened,
+        points,
+        images=images,
+        max_loss=max_loss,
+        sensitivity=sensitivity,
+        aware=aware,
+        force=force,
+        progress=progress,
     )
 
 

@@ -1,5 +1,7 @@
 """INT8 by static post-training quantisation of exported networks, with the layers that cost accuracy kept in float.
 
+Where that loses too much, the network can be trained on with INT8's rounding first (`supernets.rounding`).
+
 ONNX Runtime's QDQ form: unsigned activations, signed weights per channel, ranges from training images. Accuracy is taken on
 validation images here; test images and clocks are `nas.verify`'s, and whether INT8 is faster is measured there, never assumed.
 """
@@ -7,8 +9,9 @@ validation images here; test images and clocks are `nas.verify`'s, and whether I
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +19,23 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from nas.exporting import Export, read_export
-from nas.onnx_files import Signature, feed, outputs
+from nas.exporting import Export, onnx_model, read_export
+from nas.finetuning import deployed_network
+from nas.onnx_files import Signature, feed, outputs, wrapped
 from nas.pareto import Point
 from nas.runs import Run
 from search_spaces.artifacts import atomic_path, file_hash, read_json, write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
+from supernets import train_rounded
 
 __all__ = ["LayerLoss", "Quantised", "quantise_points", "read_quantised"]
 
 QUANTISED_VERSION = 1
 VALIDATION_IMAGES = 2000
 SENSITIVITY_IMAGES = 500
-_CALIBRATION = 5  # stream of random numbers
+AWARE_STEPS = 200
+_CALIBRATION, _AWARE = 5, 6  # streams of random numbers
 _BATCH = 32
 _HEAVY = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 _AROUND = ("Softmax", "pixels/")  # what the format puts around a network stays in float
@@ -65,6 +71,7 @@ class Quantised:
         allowed_loss: beyond which layers were kept in float.
         kept: layers kept in float, by name.
         sensitivity: each layer alone, the most costly first; empty where nothing asked for it.
+        steps: of quantisation-aware training before; 0 where the exported weights were quantised.
     """
 
     id: str
@@ -82,6 +89,7 @@ class Quantised:
     allowed_loss: float
     kept: tuple[str, ...] = ()
     sensitivity: tuple[LayerLoss, ...] = ()
+    steps: int = 0
 
     @property
     def loss(self) -> float:
@@ -95,14 +103,22 @@ class Quantised:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Quantised:
-        known = {name: value[name] for name in cls.__dataclass_fields__}
+        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
         known["kept"] = tuple(value["kept"])
         known["sensitivity"] = tuple(LayerLoss(**row) for row in value["sensitivity"])
         return cls(**known)
 
 
 def quantise_points(
-    run: Run, points: Sequence[Point], *, images: int, max_loss: float, sensitivity: bool, force: bool, progress: Progress
+    run: Run,
+    points: Sequence[Point],
+    *,
+    images: int,
+    max_loss: float,
+    sensitivity: bool,
+    aware: bool,
+    force: bool,
+    progress: Progress,
 ) -> list[Quantised]:
     """Quantise exported points of the front that have no INT8 twin yet (all of them with ``force``).
 
@@ -110,6 +126,7 @@ def quantise_points(
         images: training images for calibration, at most.
         max_loss: fraction of accuracy on validation images; where quantising everything loses more, layers stay in float.
         sensitivity: measure each layer alone, also where nothing is lost.
+        aware: where quantising everything loses more, train with INT8's rounding before layers are kept in float.
 
     Raises:
         UserError: a network is not exported, or a number out of range.
@@ -124,10 +141,11 @@ def quantise_points(
     done: list[Quantised] = []
     progress.start("quantise", len(points))
     try:
-        for export in exports:
+        for point, export in zip(points, exports, strict=True):
             existing = None if force else _existing(run, export)
             if existing is None or (sensitivity and not existing.sensitivity):
-                existing = _quantise(run, export, images, max_loss, sensitivity)
+                retrain = partial(_trained, run, point, export) if aware else None
+                existing = _quantise(run, export, images, max_loss, sensitivity, retrain)
             done.append(existing)
             progress.advance()
     finally:
@@ -169,8 +187,8 @@ def _existing(run: Run, export: Export) -> Quantised | None:
 class _Bench:
     """One exported network on its way to INT8: quantised in any part, and judged on validation images."""
 
-    def __init__(self, run: Run, export: Export, images: int) -> None:
-        self.path = run.exports / export.file
+    def __init__(self, run: Run, export: Export, images: int, path: Path) -> None:
+        self.path = path
         data, self.resolution = run.data(), export.resolution
         rng = np.random.default_rng([run.settings["seed"], _CALIBRATION])
         self.calibration = np.sort(rng.permutation(len(data.train))[:images])
@@ -253,23 +271,31 @@ def _layer_of(node: str) -> str:
     return ".".join(parts[:2]).split("/")[0] if parts[0] == "blocks" and len(parts) > 1 else node
 
 
-def _quantise(run: Run, export: Export, images: int, max_loss: float, sensitivity: bool) -> Quantised:
-    bench = _Bench(run, export, images)
-    right = bench.accuracy(bench.outputs(bench.path))
+def _quantise(
+    run: Run, export: Export, images: int, max_loss: float, sensitivity: bool, retrain: Callable[[Path], Path] | None
+) -> Quantised:
+    source = run.exports / export.file
+    bench = _Bench(run, export, images, source)
+    right, steps = bench.accuracy(bench.outputs(bench.path)), 0
     path = run.exports / f"{export.id}-int8.onnx"
     with tempfile.TemporaryDirectory() as name, atomic_path(path) as temporary:
         folder, target = Path(name), Path(name) / "int8.onnx"
         bench.quantise(target)
         accuracy = bench.accuracy(bench.outputs(target))
-        lossy = right - accuracy > max_loss
-        losses = bench.sensitivity(folder) if sensitivity or lossy else []
+        if retrain is not None and right - accuracy > max_loss:
+            trained = _Bench(run, export, images, retrain(folder / "trained.onnx"))
+            trained.quantise(folder / "aware.onnx")
+            better = trained.accuracy(trained.outputs(folder / "aware.onnx"))
+            if better > accuracy:
+                bench, target, accuracy, steps = trained, folder / "aware.onnx", better, AWARE_STEPS
+        losses = bench.sensitivity(folder) if sensitivity or right - accuracy > max_loss else []
         kept: list[str] = []
         # One layer, two, four ... of the most costly ones: few tries, and the last one keeps them all.
         while right - accuracy > max_loss and len(kept) < len(losses):
             kept = [loss.layer for loss in losses[: max(1, 2 * len(kept))]]
             bench.quantise(target, kept=kept)
             accuracy = bench.accuracy(bench.outputs(target))
-        _describe(target, bench.path, temporary)
+        _describe(target, source, temporary)
     quantised = Quantised(
         id=f"{export.id}-int8",
         network=export.id,
@@ -281,14 +307,30 @@ def _quantise(run: Run, export: Export, images: int, max_loss: float, sensitivit
         images=len(bench.chosen),
         float_accuracy=right,
         accuracy=accuracy,
-        float_bytes=bench.path.stat().st_size,
+        float_bytes=source.stat().st_size,
         bytes=path.stat().st_size,
         allowed_loss=max_loss,
         kept=tuple(kept),
         sensitivity=tuple(losses),
+        steps=steps,
     )
     write_json(run.exports / f"{export.id}-int8.json", "quantised", QUANTISED_VERSION, asdict(quantised))
     return quantised
+
+
+def _trained(run: Run, point: Point, export: Export, target: Path) -> Path:
+    """The network trained on with INT8's rounding, as a float ONNX file in the export's format."""
+    data = run.data()
+    network = deployed_network(run, point.arch, data)
+    rng = np.random.default_rng([run.settings["seed"], _AWARE])
+    size = min(_BATCH, len(data.train))
+    known = np.array_split(rng.permutation(len(data.train))[: 4 * size], 4)
+    calibration = (data.train.batch(part, export.resolution) for part in known)
+    drawn = (rng.permutation(len(data.train))[:size] for _ in range(AWARE_STEPS))
+    train_rounded(network, calibration, (data.train.batch(part, export.resolution, rng=rng) for part in drawn))
+    model = onnx_model(network, data.test.batch([0, 1], export.resolution), {}, form=export.format)
+    target.write_bytes(wrapped(model, export.format, data).SerializeToString())
+    return target
 
 
 def _describe(made: Path, source: Path, target: Path) -> None:

@@ -68,6 +68,9 @@ def quantize(
     images: Annotated[int, typer.Option(help="Training images for calibration, at most.")] = 512,
     max_loss: Annotated[float, typer.Option(help="Accuracy in % that INT8 may cost; beyond it layers stay in float.")] = 1.0,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure what each layer costs alone.")] = False,
+    aware: Annotated[
+        bool, typer.Option("--aware", help="Beyond --max-loss, train with INT8's rounding before layers stay in float.")
+    ] = False,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -81,6 +84,7 @@ def quantize(
         images=images,
         max_loss=max_loss / 100,
         sensitivity=sensitivity,
+        aware=aware,
         force=force,
         progress=TerminalProgress(quiet=quiet),
     )
@@ -95,7 +99,7 @@ def quantize(
             f"{item.float_accuracy:.1%}",
             f"{item.accuracy:.1%}",
             f"{item.bytes / item.float_bytes:.0%}",
-            ", ".join(item.kept),
+            ", ".join(item.kept) + (" (trained with rounding)" if item.steps else ""),
         )
         for item in made
     ]

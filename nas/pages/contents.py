@@ -130,7 +130,8 @@ class Contents:
         """Options that the file was made with, where they are not the usual ones."""
         if row.quantised:
             made = row.quantised
-            return f" --images {made.calibration_images} --max-loss {100 * made.allowed_loss:g}"
+            aware = " --aware" if made.steps else ""
+            return f" --images {made.calibration_images} --max-loss {100 * made.allowed_loss:g}{aware}"
         form, usual = (row.export.format if row.export else Format()).to_dict(), Format().to_dict()
         given = {name.replace("_", "-"): value for name, value in form.items() if value != usual[name]}
         return "".join(f" --{name}" if value is True else f" --{name} {value}" for name, value in given.items())

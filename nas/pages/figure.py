@@ -334,6 +334,7 @@ def _quantised(made: Quantised | None) -> dict[str, Any] | None:
     return {
         "kept": list(made.kept),
         "images": made.calibration_images,
+        "steps": made.steps,
         "size": f"{count(made.bytes, 'B')}, {percent(made.bytes / made.float_bytes, 0)} of the float file",
         "sensitivity": [[loss.layer, loss.error, loss.accuracy_loss] for loss in made.sensitivity],
     }

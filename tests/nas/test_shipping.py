@@ -72,6 +72,22 @@ def test_layers_that_cost_too_much_stay_in_float(finished: Path, monkeypatch: py
             assert node.input[1].endswith("_DequantizeLinear_Output") != kept, node.name
 
 
+@pytest.mark.parametrize(("after", "steps"), [(0.895, 3), (0.4, 0)])
+def test_training_with_rounding_comes_before_float_layers_and_is_kept_where_it_helps(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, after: float, steps: int
+) -> None:
+    monkeypatch.setattr(quantising, "AWARE_STEPS", 3)
+    monkeypatch.setattr(quantising._Bench, "sensitivity", lambda _self, _folder: [LayerLoss("blocks.0", 0.1, 0.1)])
+    # Float, everything in INT8, trained, and where that was no help with one layer in float.
+    accuracies = iter([0.9, 0.5, after, 0.9])
+    monkeypatch.setattr(quantising._Bench, "accuracy", lambda _self, _found, **_options: next(accuracies))
+    (made,) = nas.quantize(finished, pick="fastest", images=32, aware=True)
+    assert made.steps == steps
+    assert made.kept == (() if steps else ("blocks.0",))
+    plain, trained = (onnx.load(finished / "exports" / name) for name in (f"{made.network}.onnx", made.file))
+    assert {p.key for p in plain.metadata_props} < {p.key for p in trained.metadata_props}
+
+
 def test_pixels_and_softmax_stay_in_float(finished: Path) -> None:
     (export,) = nas.export(finished, pick="fastest", pixels="nhwc", softmax=True, batch=1, force=True)
     (made,) = nas.quantize(finished, pick="fastest", images=32, max_loss=0.9)
