@@ -11,13 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latency_tables import LatencyTable
-    from nas.api import export, finetune, predictor, profile, report, score, search, space, spaces, train, verify, worker
+    from nas.api import (
+        compare,
+        export,
+        finetune,
+        predictor,
+        profile,
+        quantize,
+        report,
+        score,
+        search,
+        space,
+        spaces,
+        train,
+        verify,
+        worker,
+    )
     from nas.evolution import evolve
+    from nas.exporting import write_onnx
     from nas.few_shot import FewShotLatency, LatencyPredictor
     from nas.health import doctor
     from nas.measuring import Cost, measure
     from nas.optimizing import OptimizeResult, optimize
     from nas.pareto import ParetoFront
+    from nas.plain_networks import load_network
     from nas.runs import Run
     from nas.selection import survivors
     from nas.tables import import_kit, import_table, make_kit
@@ -39,6 +56,7 @@ __all__ = [
     "SearchSpace",
     "Supernet",
     "UserError",
+    "compare",
     "doctor",
     "elastic",
     "evolve",
@@ -49,11 +67,13 @@ __all__ = [
     "import_table",
     "learning_curve",
     "load_data",
+    "load_network",
     "make_kit",
     "measure",
     "optimize",
     "predictor",
     "profile",
+    "quantize",
     "report",
     "report_card",
     "score",
@@ -65,6 +85,7 @@ __all__ = [
     "train",
     "verify",
     "worker",
+    "write_onnx",
 ]
 
 _HOMES = {
@@ -91,10 +112,12 @@ _HOMES = {
     "load_data": "supernets",
     "make_kit": "nas.tables",
     "measure": "nas.measuring",
+    "load_network": "nas.plain_networks",
     "optimize": "nas.optimizing",
     "report_card": "predictors",
     "start_from": "supernets",
     "survivors": "nas.selection",
+    "write_onnx": "nas.exporting",
 }
 
 

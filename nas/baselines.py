@@ -15,26 +15,28 @@ from search_spaces.artifacts import atomic_path, read_json, write_json
 from search_spaces.progress import Progress
 from supernets import Supernet, calibrated, train
 
-__all__ = ["Baseline", "read_baselines", "train_largest_alone"]
+__all__ = ["BASELINE_VERSION", "Baseline", "read_baselines", "train_largest_alone"]
 
-BASELINE_VERSION = 1
+BASELINE_VERSION = 2  # version 1 had none that came from elsewhere
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A network trained without a supernet.
+    """A network that the search did not find.
 
     Attributes:
         file: its ONNX file, relative to the run folder.
-        images: training images seen (times augmented).
-        seconds: that its training took, in one go.
+        images: training images seen (times augmented); None where it was not trained here.
+        seconds: that its training took, in one go; None likewise.
+        source: the file that it is a copy of; None for one trained here.
     """
 
     name: str
     file: str
     resolution: int
-    images: int
-    seconds: float
+    images: int | None = None
+    seconds: float | None = None
+    source: str | None = None
 
 
 def train_largest_alone(run: Run, *, epochs: float, progress: Progress, stop: Callable[[], bool] = lambda: False) -> Baseline:
@@ -70,4 +72,4 @@ def read_baselines(run: Run) -> list[Baseline]:
 
 def _read(path: Path) -> Baseline:
     value = read_json(path, "baseline", BASELINE_VERSION, make=f"nas demo --out {path.parent.parent}")
-    return Baseline(**{name: value[name] for name in Baseline.__dataclass_fields__})
+    return Baseline(**{name: value[name] for name in Baseline.__dataclass_fields__ if name in value})

@@ -12,7 +12,7 @@ from nas.baselines import Baseline, train_largest_alone
 from nas.exporting import exports_summary
 from nas.pareto import ParetoFront
 from nas.runs import Run
-from nas.verifying import Verification
+from nas.verification import Verification
 from search_spaces.artifacts import read_json
 from search_spaces.progress import SILENT, Progress
 from supernets import ImageData, Supernet, load_data
@@ -77,10 +77,15 @@ class DemoResult:
             f"limit       kept by {summary['networks'] - summary['broken_limits']} of {summary['networks']} networks "
             f"on the device's clock",
             f"latency     promised against measured: median error {summary['latency_median_error']:.1%}{rank}",
-            f"ONNX        {self.exports['proven']} of {self.exports['networks']} files proven: largest difference to torch "
-            f"{self.exports['max_relative_difference']:.1e}, same top-1 {self.exports['top1_agreement']:.1%}",
+            f"ONNX        {self.exports['proven']} of {self.exports['networks']} files proven{self._differences()}",
             f"report      {self.report}",
         ]
+
+    def _differences(self) -> str:
+        difference, agreement = self.exports["max_relative_difference"], self.exports["top1_agreement"]
+        if difference is None or agreement is None:  # no file ran
+            return ""
+        return f": largest difference to torch {difference:.1e}, same top-1 {agreement:.1%}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON summary."""
@@ -138,7 +143,7 @@ def run_demo(
     verification = api.verify(run, device=device, seed=seed, progress=progress)
     return DemoResult(
         run=run.path,
-        report=api.report(run),
+        report=api.report(run).path,
         front=ParetoFront.load(run.file("front.json")),
         verification=verification,
         baseline=baseline,

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from latency_tables import build_onnx, open_device
+from latency_tables import build_onnx
 from nas.finetuning import deployed_network, is_finetuned
+from nas.onnx_files import Format, wrapped
 from nas.pareto import Point
+from nas.plain_networks import save_network, save_program
+from nas.proving import Proof, RuntimeProof, prove
 from nas.runs import Run
+from search_spaces import Architecture
 from search_spaces.artifacts import atomic_path, file_hash, made_by, read_json, write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import Examples, ImageData, Network, export_onnx
+from supernets import ImageData, Network, export_onnx
 
-__all__ = ["Export", "export_points", "read_export", "test_logits"]
+__all__ = ["Export", "export_points", "read_export", "resolution_of", "write_onnx"]
 
-EXPORT_VERSION = 1
-TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit
-_BATCH = 256
+EXPORT_VERSION = 2  # version 1 had one format only, and proofs in one runtime
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,15 @@ class Export:
         file: the ONNX file's name, in the run's ``exports`` folder.
         sha256: of the file.
         images: test images on which ONNX Runtime and torch were compared.
-        max_relative_difference: largest difference of any logit over the largest logit.
+        max_relative_difference: largest difference of any output over the largest output; None where it did not run.
         top1_agreement: share of the images with the same top-1 class.
-        proven: checker passed, difference within 1e-4, agreement complete.
+        proven: checker passed, every installed runtime within 1e-4, agreement complete.
         finetuned: the network was trained on after it was extracted.
+        format: how it was written.
+        runtimes: the comparison in each installed runtime.
+        problems: what the proof found; empty where it is proven.
+        torch_file: the plain PyTorch file beside it, see `nas.load_network`; None for a record of an older version.
+        program: the ``.pt2`` file, where one was asked for.
     """
 
     id: str
@@ -49,21 +54,45 @@ class Export:
     sha256: str
     resolution: int
     images: int
-    max_relative_difference: float
-    top1_agreement: float
+    max_relative_difference: float | None
+    top1_agreement: float | None
     proven: bool
     finetuned: bool
+    format: Format = field(default_factory=Format)
+    runtimes: tuple[RuntimeProof, ...] = ()
+    problems: tuple[str, ...] = ()
+    torch_file: str | None = None
+    program: str | None = None
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Export:
+        """The record in a file's JSON, that of an older version too."""
+        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
+        known["format"] = Format(**value.get("format", {}))
+        known["runtimes"] = tuple(RuntimeProof(**row) for row in value.get("runtimes", ()))
+        known["problems"] = tuple(value.get("problems", ()))
+        return cls(**known)
 
 
-def export_points(run: Run, points: Sequence[Point], *, force: bool, progress: Progress) -> list[Export]:
-    """Export points of the front that are not exported yet (all of them with ``force``), and those fine-tuned since."""
+def export_points(
+    run: Run, points: Sequence[Point], *, form: Format, program: bool = False, force: bool, progress: Progress
+) -> list[Export]:
+    """Export points of the front that are not exported yet (all of them with ``force``), and those fine-tuned since.
+
+    Args:
+        program: write what `torch.export` makes of each network, too.
+
+    Raises:
+        UserError: one is exported already in another format.
+    """
+    kept = {} if force else {point.arch.id: _existing(run, point.arch, form) for point in points}
     done: list[Export] = []
     progress.start("export and prove", len(points))
     try:
         for point in points:
-            existing = None if force else _existing(run, point.arch.id)
-            if existing is None or existing.finetuned != is_finetuned(run, point.arch):
-                existing = _export(run, point, run.data())
+            existing = kept.get(point.arch.id)
+            if existing is None or (program and existing.program is None):
+                existing = _export(run, point, run.data(), form, program=program)
             done.append(existing)
             progress.advance()
     finally:
@@ -79,7 +108,7 @@ def read_export(run: Run, arch_id: str) -> Export:
     """
     make = f"nas export {run.path} --pick {arch_id}"
     value = read_json(run.exports / f"{arch_id}.json", "export", EXPORT_VERSION, make=make)
-    export = Export(**{name: value[name] for name in Export.__dataclass_fields__})
+    export = Export.from_dict(value)
     path = run.exports / export.file
     if not path.is_file() or file_hash(path) != export.sha256:
         raise UserError(
@@ -90,87 +119,163 @@ def read_export(run: Run, arch_id: str) -> Export:
     return export
 
 
-def _existing(run: Run, arch_id: str) -> Export | None:
-    if not (run.exports / f"{arch_id}.json").exists():
+def _existing(run: Run, arch: Architecture, form: Format) -> Export | None:
+    """The record of an export that is still that of the network as it is now."""
+    if not (run.exports / f"{arch.id}.json").exists():
         return None
-    return read_export(run, arch_id)
+    export = read_export(run, arch.id)
+    if export.format != form:
+        raise UserError(
+            f"{run.exports / export.file} is exported already, as {_words(export.format)}",
+            allowed=f"One file per network; asked for is {_words(form)}",
+            next_step=f"Replace it with: nas export {run.path} --pick {arch.id} --force and the same options",
+        )
+    return export if export.finetuned == is_finetuned(run, arch) else None
 
 
-def _export(run: Run, point: Point, data: ImageData) -> Export:
+def _words(form: Format) -> str:
+    return ", ".join(f"{name} {value}" for name, value in form.to_dict().items() if value is not None)
+
+
+def _export(run: Run, point: Point, data: ImageData, form: Format, *, program: bool) -> Export:
     arch = point.arch
     network = deployed_network(run, arch, data)
-    resolution = int(arch.to_dict().get("resolution", data.size))
-    model = onnx_model(network, data.test.batch([0, 1], resolution), _metadata(run, point, data, resolution))
-    onnx.checker.check_model(model, full_check=True)
-    path = run.exports / f"{arch.id}.onnx"
+    resolution = resolution_of(arch, data)
+    example, about = data.test.batch([0, 1], resolution), _about(run, point, data, resolution)
+    model = wrapped(onnx_model(network, example, _as_text(about, form), form=form), form, data)
+    # A file that is not proven keeps the name that says so, and never replaces one that is.
+    path = run.exports / f"{arch.id}.unproven.onnx"
     with atomic_path(path) as temporary:
-        onnx.save_model(model, temporary)
-    difference, agreement = _compare(network, path, data.test, resolution)
-    export = Export(
-        id=arch.id,
+        temporary.write_bytes(model.SerializeToString())
+    proof = prove(path, network, data.test, resolution, form)
+    if not proof.problems:
+        path = path.replace(run.exports / f"{arch.id}.onnx")
+    torch_file = run.exports / f"{arch.id}.safetensors"
+    save_network(torch_file, network, about)
+    program_file = run.exports / f"{arch.id}.pt2" if program else None
+    if program_file is not None:
+        save_program(program_file, network, example, batch=form.batch)
+    export = _record(arch.id, path, resolution, proof, form, finetuned=is_finetuned(run, arch))
+    body = asdict(export) | {"torch_file": torch_file.name, "program": program_file.name if program_file else None}
+    body |= {"architecture": arch.to_dict(), "promised": point.values}
+    write_json(run.exports / f"{arch.id}.json", "export", EXPORT_VERSION, body)
+    return Export.from_dict(body)
+
+
+def _record(arch_id: str, path: Path, resolution: int, proof: Proof, form: Format, *, finetuned: bool) -> Export:
+    first = proof.first
+    return Export(
+        id=arch_id,
         file=path.name,
         sha256=file_hash(path),
         resolution=resolution,
-        images=len(data.test),
-        max_relative_difference=difference,
-        top1_agreement=agreement,
-        proven=difference <= TOLERANCE and agreement == 1.0,
-        finetuned=is_finetuned(run, arch),
+        images=first.images,
+        max_relative_difference=first.max_relative_difference,
+        top1_agreement=first.top1_agreement,
+        proven=not proof.problems,
+        finetuned=finetuned,
+        format=form,
+        runtimes=proof.runtimes,
+        problems=proof.problems,
     )
-    body = asdict(export) | {"architecture": arch.to_dict(), "promised": point.values}
-    write_json(run.exports / f"{arch.id}.json", "export", EXPORT_VERSION, body)
-    return export
 
 
-def onnx_model(network: nn.Module, example: Tensor, metadata: dict[str, str]) -> onnx.ModelProto:
-    """A network as ONNX, batch normalisation folded, dynamic batch; the same writer makes the layers that are profiled.
+def resolution_of(arch: Architecture, data: ImageData) -> int:
+    """Side of the images that a network takes, in px."""
+    return int(arch.to_dict().get("resolution", data.size))
+
+
+def onnx_model(
+    network: nn.Module, example: Tensor, metadata: Mapping[str, str], *, form: Format | None = None
+) -> onnx.ModelProto:
+    """A network as ONNX, batch normalisation folded; the same writer makes the layers that are profiled.
 
     Networks of our own layers are written from them, any other one through torch's exporters.
 
     Args:
         example: a few inputs (B, ...); only their shape matters.
+        form: opset and batch; default: the format's own defaults.
     """
+    form = form or Format()
     if not isinstance(network, Network):
-        return export_onnx(network, example, metadata=metadata)
-    weights = {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
-    return build_onnx(network.layers, weights=weights, eps=network.traits["norm_eps"], metadata=metadata)
+        inputs = example if form.batch is None else example[:1].repeat(form.batch, *[1] * (example.ndim - 1))
+        return export_onnx(network, inputs, metadata=metadata, open_batch=form.batch is None, opset=form.opset)
+    return build_onnx(
+        network.layers,
+        weights={name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()},
+        eps=network.traits["norm_eps"],
+        metadata=metadata,
+        batch=form.batch,
+        opset=form.opset,
+        ir_version=form.ir,
+    )
 
 
-def _metadata(run: Run, point: Point, data: ImageData, resolution: int) -> dict[str, str]:
-    """What a user of the file needs to know; every value is text (JSON where it has parts)."""
+def write_onnx(
+    network: nn.Module,
+    path: str | Path,
+    *,
+    example: Tensor | None = None,
+    opset: int = 17,
+    ir_version: int | None = None,
+    batch: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write any network as one ONNX file, without a run and without proof: a subnet, or what `nas.load_network` gave.
+
+    Args:
+        path: replaced where it exists.
+        example: inputs (B, ...), B two or more; networks made of layers know their own.
+        opset, ir_version, batch: as for `nas.export`.
+        metadata: text stored in the file.
+
+    Raises:
+        UserError: an option that ONNX does not have, or a network that cannot be written.
+    """
+    if example is None:
+        if not isinstance(network, Network):
+            raise UserError(
+                f"the input of {type(network).__name__} is not known",
+                allowed="Networks made of layers know it; any other one needs an example",
+                next_step="Give example=torch.randn(2, ...)",
+            )
+        example = torch.zeros(2, *network.layers[0].in_shape)
+    model = onnx_model(network, example, metadata or {}, form=Format(opset, ir_version, batch))
+    target = Path(path)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    return target
+
+
+def _about(run: Run, point: Point, data: ImageData, resolution: int) -> dict[str, Any]:
+    """What a user of the file needs to know."""
     return {
         "made_by": made_by(),
         "architecture_id": point.arch.id,
-        "architecture": json.dumps(point.arch.to_dict()),
+        "architecture": point.arch.to_dict(),
         "space": run.space.key,
-        "classes": json.dumps(list(data.class_names)),
-        "input": json.dumps({"size": resolution, "channels": data.channels, "mean": list(data.mean), "std": list(data.std)}),
-        "promised": json.dumps(point.values),
+        "weights": run.weights_hash(),
+        "data": data.hash,
+        "classes": list(data.class_names),
+        "input": {"size": resolution, "channels": data.channels, "mean": list(data.mean), "std": list(data.std)},
+        "promised": point.values,
     }
 
 
-def test_logits(device_name: str, path: Path, split: Examples, resolution: int) -> NDArray[np.float32]:
-    """Logits of an ONNX file on all images of a split through a device's runtime, (N, classes)."""
-    runner = open_device(device_name).load(path.read_bytes())
-    parts = np.array_split(np.arange(len(split)), max(1, len(split) // _BATCH))
-    return np.concatenate([runner.infer(split.batch(part, resolution).numpy()) for part in parts])
-
-
-def _compare(network: nn.Module, path: Path, split: Examples, resolution: int) -> tuple[float, float]:
-    """Largest relative difference of the file, read back from disk, to torch, and the share of equal top-1 classes."""
-    theirs = test_logits("onnxruntime-cpu", path, split, resolution)
-    parts = np.array_split(np.arange(len(split)), max(1, len(split) // _BATCH))
-    with torch.inference_mode():
-        ours = np.concatenate([network(split.batch(part, resolution)).numpy() for part in parts])
-    difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
-    return difference, float((ours.argmax(1) == theirs.argmax(1)).mean())
+def _as_text(about: Mapping[str, Any], form: Format) -> dict[str, str]:
+    """ONNX metadata is text: JSON where a value has parts."""
+    given = {**about, "format": form.to_dict()}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
 
 
 def exports_summary(exports: Sequence[Export]) -> dict[str, Any]:
     """Worst figures over several exports."""
+    differences = [export.max_relative_difference for export in exports if export.max_relative_difference is not None]
+    agreements = [export.top1_agreement for export in exports if export.top1_agreement is not None]
     return {
         "networks": len(exports),
         "proven": sum(export.proven for export in exports),
-        "max_relative_difference": max(export.max_relative_difference for export in exports),
-        "top1_agreement": min(export.top1_agreement for export in exports),
+        "max_relative_difference": max(differences, default=None),
+        "top1_agreement": min(agreements, default=None),
+        "runtimes": sorted({runtime.runtime for export in exports for runtime in export.runtimes}),
     }

@@ -18,6 +18,7 @@ from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 __all__ = ["ParetoFront", "Point", "hypervolume_trace", "non_dominated", "spread_out", "usual_direction"]
 
@@ -168,6 +169,12 @@ class ParetoFront:
             for p in self.points
         ]
         return pd.DataFrame(rows)
+
+    def plot(self) -> Figure:
+        """The first two objectives as a plotly figure (accuracy upwards), for notebooks; hover names each network."""
+        from nas.pages.plots import front_figure
+
+        return front_figure(self)
 
     def save(self, path: Path) -> None:
         parts = {name: part._body() for name, part in self.parts.items()}

@@ -2,134 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from numpy.typing import NDArray
 
 from latency_tables import Candidate, Device, Measurement, Plan
 from latency_tables.stopwatch import Failure
 from nas.baselines import Baseline, read_baselines
-from nas.exporting import read_export, test_logits
+from nas.exporting import Export, read_export
 from nas.objectives import Limit
-from nas.pareto import ParetoFront
+from nas.onnx_files import Signature, outputs
+from nas.pareto import ParetoFront, Point
+from nas.quantising import read_quantised
 from nas.runs import Run
-from search_spaces.artifacts import read_json, write_json
+from nas.verification import Timed, Verification, Verified, excess_of, wilson_interval
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import Examples
+from supernets import ImageData
 
-if TYPE_CHECKING:
-    import pandas as pd
+__all__ = ["verify_run"]
 
-__all__ = ["Verification", "Verified", "verify_run", "wilson_interval"]
-
-VERIFIED_VERSION = 1
 ROUNDS = 40
-
-
-@dataclass(frozen=True)
-class Verified:
-    """One network: what was promised, and what a test set and a clock said.
-
-    Attributes:
-        promised: accuracy (fraction) and latency (ms) as the front has them; empty for a baseline.
-        accuracy: on the test images; ``accuracy_low`` and ``accuracy_high`` bound its 95 % interval.
-        latency_ms: median; ``latency_p10_ms`` and ``latency_p90_ms`` over the samples.
-        broken: limits that the verified values break, as text.
-        finetuned: trained on after the promise was made.
-    """
-
-    id: str
-    promised: dict[str, float]
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    images: int
-    latency_ms: float
-    latency_p10_ms: float
-    latency_p90_ms: float
-    broken: list[str] = field(default_factory=list)
-    finetuned: bool = False
-
-
-@dataclass(frozen=True)
-class Verification:
-    """All networks of a front, and the baselines measured beside them.
-
-    Attributes:
-        clock: ``wall``, or ``cpu`` where the machine was too busy for wall times.
-    """
-
-    device: str
-    clock: str
-    networks: list[Verified]
-    baselines: list[Verified]
-
-    @property
-    def passed(self) -> bool:
-        return not any(network.broken for network in self.networks)
-
-    def summary(self) -> dict[str, Any]:
-        """Promised against verified over all networks: figures for people and for the report."""
-        promised = np.array([n.promised["latency"] for n in self.networks])
-        measured = np.array([n.latency_ms for n in self.networks])
-        error = np.abs(promised - measured) / measured
-        spearman = float(spearmanr(promised, measured).statistic) if len(measured) > 2 else None
-        return {
-            "networks": len(self.networks),
-            "latency_span": float(measured.max() / measured.min()),
-            "latency_median_error": float(np.median(error)),
-            "latency_spearman": None if spearman is None or np.isnan(spearman) else spearman,
-            "best_accuracy": max(n.accuracy for n in self.networks),
-            "accuracy_bias": float(np.mean([n.promised["accuracy"] - n.accuracy for n in self.networks])),
-            "broken_limits": sum(bool(n.broken) for n in self.networks),
-        }
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per network, baselines last."""
-        import pandas as pd
-
-        rows = []
-        for network in [*self.networks, *self.baselines]:
-            row = asdict(network)
-            promised = row.pop("promised")
-            rows.append({"id": row.pop("id"), **{f"promised_{k}": v for k, v in promised.items()}, **row})
-        return pd.DataFrame(rows)
-
-    def save(self, path: Path) -> None:
-        write_json(path, "verification", VERIFIED_VERSION, asdict(self))
-
-    @classmethod
-    def load(cls, path: Path) -> Verification:
-        """Read ``verified.json``.
-
-        Raises:
-            UserError: missing or damaged.
-        """
-        make = f"nas verify {path.parent}"
-        value = read_json(path, "verification", VERIFIED_VERSION, make=make)
-        try:
-            parts = {name: [Verified(**row) for row in value[name]] for name in ("networks", "baselines")}
-            return cls(value["device"], value["clock"], parts["networks"], parts["baselines"])
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is damaged ({error!r})", allowed="The file as nas verify writes it", next_step=f"Run: {make}"
-            ) from None
+BUSY = 1.1  # wall time over CPU time beyond which the machine, not the network, decides the wall time
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An ONNX file to verify."""
+    """An ONNX file to verify.
+
+    Attributes:
+        again: the command that makes the file anew.
+        reason: why it cannot be tested on the images; it is timed only.
+    """
 
     id: str
     path: Path
     resolution: int
-    promised: dict[str, float]
+    again: str
+    promised: dict[str, float] = field(default_factory=dict)
     finetuned: bool = False
+    precision: str = "fp32"
+    network: str = ""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """A candidate's time, and which test images it gets right (None where it does not take them)."""
+
+    candidate: _Candidate
+    time: Measurement
+    right: NDArray[np.bool_] | None
 
 
 def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Verification:
@@ -145,36 +72,67 @@ def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Ve
             allowed=f"A front for {device.name}",
             next_step=f"Verify on that device, or search again: nas search {run.path} --device {device.name}",
         )
-    networks = []
-    for point in front:
-        export = read_export(run, point.arch.id)
-        promised = {name: point.values[name] for name in ("accuracy", "latency")}
-        file = run.exports / export.file
-        networks.append(_Candidate(point.arch.id, file, export.resolution, promised, export.finetuned))
+    exports = [read_export(run, point.arch.id) for point in front]
+    networks = [_network(run, point, export) for point, export in zip(front, exports, strict=True)]
+    twins = [_twin(run, export) for export in exports]
     baselines = [_baseline(run, baseline) for baseline in read_baselines(run)]
-    everyone = [*networks, *baselines]
-    times = _times(device, everyone, seed, progress)
-    clock = "wall" if np.median([m.busy for m in times]) < BUSY else "cpu"
-    test = run.data().test
-    limits = [Limit(name, bound) for name, bound in front.limits.items()]
-    progress.start("test", len(everyone))
-    try:
-        rows = []
-        for candidate, measured in zip(everyone, times, strict=True):
-            rows.append(_verified(device, candidate, measured, clock, test, limits))
-            progress.advance()
-    finally:
-        progress.stop()
-    result = Verification(device.name, clock, rows[: len(networks)], rows[len(networks) :])
+    everyone = [*networks, *(twin for twin in twins if twin is not None), *baselines]
+    tested = _tested(run, device, everyone, seed, progress)
+    result = _result(device, tested, [Limit(name, bound) for name, bound in front.limits.items()])
     result.save(run.file("verified.json"))
     return result
 
 
-BUSY = 1.1  # wall time over CPU time beyond which the machine, not the network, decides the wall time
+def _network(run: Run, point: Point, export: Export) -> _Candidate:
+    promised = {name: point.values[name] for name in ("accuracy", "latency")}
+    again = f"nas export {run.path} --pick {export.id} --force"
+    path = run.exports / export.file
+    return _Candidate(export.id, path, export.resolution, again, promised, export.finetuned, network=export.id)
+
+
+def _twin(run: Run, export: Export) -> _Candidate | None:
+    found = read_quantised(run, export)
+    if found is None:
+        return None
+    again = f"nas quantize {run.path} --pick {export.id} --force"
+    path = run.exports / found.file
+    return _Candidate(found.id, path, found.resolution, again, {}, export.finetuned, "int8", export.id)
 
 
 def _baseline(run: Run, baseline: Baseline) -> _Candidate:
-    return _Candidate(baseline.name, run.path / baseline.file, baseline.resolution, {})
+    path = run.path / baseline.file
+    again = f"nas demo --out {run.path}" if baseline.source is None else f"nas compare {run.path} {baseline.source}"
+    return _Candidate(baseline.name, path, baseline.resolution, again, reason=misfit(path, run.data()))
+
+
+def misfit(path: Path, data: ImageData) -> str | None:
+    """Why a file cannot be tested on the test images; None where it can."""
+    signature = Signature.of(path)
+    if signature.classes != data.classes:
+        known = "no class scores" if signature.classes is None else f"{signature.classes} classes"
+        return f"it gives {known}, the data have {data.classes} classes"
+    images = len(data.input_shape) == 3
+    if images and signature.channels not in (None, data.channels):
+        return f"it takes {signature.channels} channels, the images have {data.channels}"
+    return None
+
+
+def _tested(run: Run, device: Device, candidates: Sequence[_Candidate], seed: int, progress: Progress) -> list[_Tested]:
+    times = _times(device, candidates, seed, progress)
+    test = run.data().test
+    labels = test.labels.numpy()
+    found = []
+    progress.start("test", len(candidates))
+    try:
+        for candidate, time in zip(candidates, times, strict=True):
+            right = None
+            if candidate.reason is None:
+                right = outputs(device, candidate.path, test, candidate.resolution).argmax(1) == labels
+            found.append(_Tested(candidate, time, right))
+            progress.advance()
+    finally:
+        progress.stop()
+    return found
 
 
 def _times(device: Device, candidates: Sequence[_Candidate], seed: int, progress: Progress) -> list[Measurement]:
@@ -189,43 +147,49 @@ def _times(device: Device, candidates: Sequence[_Candidate], seed: int, progress
         if isinstance(result, Failure):
             raise UserError(
                 f"{device.name} cannot run {candidate.path} ({result.reason})",
-                allowed="A network that the device's runtime supports",
-                next_step=f"Export it again: nas export {candidate.path.parent.parent} --pick {candidate.id} --force",
+                allowed="A network whose operators the device's runtime has",
+                next_step=f"Make it again: {candidate.again}",
             )
     return [result for result in found if isinstance(result, Measurement)]
 
 
-def _verified(
-    device: Device, candidate: _Candidate, measured: Measurement, clock: str, test: Examples, limits: Sequence[Limit]
-) -> Verified:
-    logits = test_logits(device.name, candidate.path, test, candidate.resolution)
-    right = int((logits.argmax(1) == test.labels.numpy()).sum())
-    low, high = wilson_interval(right, len(test))
-    scale = measured.ms(clock) / measured.median_ms
-    values: Mapping[str, float] = {"accuracy": right / len(test), "latency": measured.ms(clock)}
-    broken = [
-        str(limit)
-        for limit in limits
-        if candidate.promised and limit.objective in values and limit.excess(np.array(values[limit.objective])) > 0
-    ]
-    return Verified(
-        id=candidate.id,
-        promised=candidate.promised,
-        accuracy=values["accuracy"],
-        accuracy_low=low,
-        accuracy_high=high,
-        images=len(test),
-        latency_ms=values["latency"],
-        latency_p10_ms=measured.p10_ms * scale,
-        latency_p90_ms=measured.p90_ms * scale,
-        broken=broken,
-        finetuned=candidate.finetuned,
+def _result(device: Device, tested: Sequence[_Tested], limits: Sequence[Limit]) -> Verification:
+    clock = "wall" if np.median([found.time.busy for found in tested]) < BUSY else "cpu"
+    rows = [_verified(found, clock, limits) for found in tested]
+    judged = [found for found in tested if found.candidate.promised and not found.candidate.finetuned]
+    rights = [found.right for found in judged if found.right is not None]
+    return Verification(
+        device.name,
+        clock,
+        [row for row in rows if isinstance(row, Verified) and row.promised],
+        [row for row in rows if isinstance(row, Verified) and not row.network],
+        [row for row in rows if isinstance(row, Verified) and row.precision == "int8"],
+        [row for row in rows if isinstance(row, Timed)],
+        excess_of([found.candidate.promised["accuracy"] for found in judged], np.array(rights)),
     )
 
 
-def wilson_interval(right: int, images: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share of ``right`` out of ``images`` (Wilson 1927); holds up near 0 and 1."""
-    share = right / images
-    centre = (share + z * z / (2 * images)) / (1 + z * z / images)
-    half = z / (1 + z * z / images) * np.sqrt(share * (1 - share) / images + z * z / (4 * images**2))
-    return float(centre - half), float(centre + half)
+def _verified(found: _Tested, clock: str, limits: Sequence[Limit]) -> Verified | Timed:
+    candidate, time = found.candidate, found.time
+    scale = time.ms(clock) / time.median_ms
+    latency = (time.ms(clock), time.p10_ms * scale, time.p90_ms * scale)
+    if found.right is None:
+        return Timed(candidate.id, *latency, reason=candidate.reason or "")
+    right, images = int(found.right.sum()), len(found.right)
+    low, high = wilson_interval(right, images)
+    values = {"accuracy": right / images, "latency": latency[0]}
+    known = [limit for limit in limits if candidate.network and limit.objective in values]
+    broken = [str(limit) for limit in known if limit.excess(np.array(values[limit.objective])) > 0]
+    return Verified(
+        candidate.id,
+        candidate.promised,
+        values["accuracy"],
+        low,
+        high,
+        images,
+        *latency,
+        broken=broken,
+        finetuned=candidate.finetuned,
+        precision=candidate.precision,
+        network=candidate.network,
+    )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from supernets.own_models import ElasticSupernet, elastic, elastic_space
     from supernets.pretrained import Matched, start_from
     from supernets.recipe import Phase, PhaseSettings, Recipe, plan_phases
+    from supernets.rounding import train_rounded
     from supernets.sharing import Fused, fused
     from supernets.sorting import sort_channels
     from supernets.supernet import Supernet, load_weights
@@ -53,6 +54,7 @@ __all__ = [
     "sort_channels",
     "start_from",
     "train",
+    "train_rounded",
 ]
 
 _MODULES = {
@@ -63,6 +65,7 @@ _MODULES = {
     "own_models": ("ElasticSupernet", "elastic", "elastic_space"),
     "pretrained": ("Matched", "start_from"),
     "recipe": ("Phase", "PhaseSettings", "Recipe", "plan_phases"),
+    "rounding": ("train_rounded",),
     "sharing": ("Fused", "fused"),
     "sorting": ("sort_channels",),
     "supernet": ("Supernet", "load_weights"),

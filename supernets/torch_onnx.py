@@ -34,7 +34,7 @@ INPUT, OUTPUT = "image", "logits"
 
 
 def export_onnx(
-    network: nn.Module, example: Tensor, *, metadata: Mapping[str, str], open_batch: bool = True
+    network: nn.Module, example: Tensor, *, metadata: Mapping[str, str], open_batch: bool = True, opset: int | None = None
 ) -> onnx.ModelProto:
     """A network as ONNX in one piece, in evaluation mode, batch normalisation folded.
 
@@ -42,6 +42,7 @@ def export_onnx(
         example: an input (B, ...); its values do not matter.
         metadata: text stored in the model.
         open_batch: leave the first axis open; else it is that of the example.
+        opset: of the operators; None: the usual one of the exporter that succeeds.
 
     Raises:
         UserError: no exporter can write it; both reasons are given.
@@ -53,7 +54,7 @@ def export_onnx(
         try:
             with warnings.catch_warnings(), _plain_attention():
                 warnings.simplefilter("ignore")
-                model = writer(network, example, open_batch)
+                model = writer(network, example, open_batch, opset)
         except Exception as error:  # noqa: BLE001 (anything that the user's forward or the exporter raises)
             failures.append(f"{writer.__name__.removeprefix('_by_')}: {type(error).__name__}: {str(error).strip()[:300]}")
         else:
@@ -78,7 +79,7 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _by_script(network: nn.Module, example: Tensor, open_batch: bool) -> onnx.ModelProto:
+def _by_script(network: nn.Module, example: Tensor, open_batch: bool, opset: int | None) -> onnx.ModelProto:
     stream: Any = io.BytesIO()  # torch's own annotation leaves streams out
     with torch.no_grad():
         torch.onnx.export(
@@ -86,7 +87,7 @@ def _by_script(network: nn.Module, example: Tensor, open_batch: bool) -> onnx.Mo
             (example,),
             stream,
             dynamo=False,
-            opset_version=OPSET,
+            opset_version=opset or OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}} if open_batch else None,
@@ -94,13 +95,15 @@ def _by_script(network: nn.Module, example: Tensor, open_batch: bool) -> onnx.Mo
     return onnx.load_from_string(stream.getvalue())
 
 
-def _by_dynamo(network: nn.Module, example: Tensor, open_batch: bool) -> onnx.ModelProto:
+def _by_dynamo(network: nn.Module, example: Tensor, open_batch: bool, opset: int | None) -> onnx.ModelProto:
+    if opset is not None and opset < DYNAMO_OPSET:
+        raise ValueError(f"it writes opset {DYNAMO_OPSET} or newer, not {opset}")
     program: Any = torch.onnx.export(
         network,
         (example,),
         dynamo=True,
         external_data=False,
-        opset_version=DYNAMO_OPSET,
+        opset_version=opset or DYNAMO_OPSET,
         input_names=[INPUT],
         output_names=[OUTPUT],
         dynamic_shapes=({0: torch.export.Dim("N")},) if open_batch else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,31 +13,101 @@ from nas.cli.terminal import EXIT_BROKEN, TerminalProgress, print_json, show_tab
 
 __all__ = ["export", "report", "show_verification", "verify"]
 
+Pick = Annotated[str | None, typer.Option(help="knee, best, fastest, latency=5ms, or an id; default: the whole front.")]
+
 
 def export(
     run: RunFolder,
-    pick: Annotated[
-        str | None, typer.Option(help="knee, best, fastest, latency=5ms, or an id; default: the whole front.")
-    ] = None,
+    pick: Pick = None,
+    opset: Annotated[int, typer.Option(help="Of ONNX's operators; the default loads in runtimes of 2022 and later.")] = 17,
+    ir_version: Annotated[int | None, typer.Option(help="Of the file; default: the oldest that knows the opset.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per run; default: any number.")] = None,
+    pixels: Annotated[str | None, typer.Option(help="nhwc or nchw: take uint8 pixels and normalise them inside.")] = None,
+    softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities instead of logits.")] = False,
+    pt2: Annotated[bool, typer.Option("--pt2", help="Write torch.export's program, too.")] = False,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Export networks of the front as ONNX files, and prove each one against torch on the test images."""
+    """Export networks of the front as ONNX and plain PyTorch files, and prove each one against torch on the test images."""
     import nas
 
-    exports = nas.export(run, pick=pick, force=force, progress=TerminalProgress(quiet=quiet))
+    exports = nas.export(
+        run,
+        pick=pick,
+        opset=opset,
+        ir_version=ir_version,
+        batch=batch,
+        pixels=pixels,
+        softmax=softmax,
+        pt2=pt2,
+        force=force,
+        progress=TerminalProgress(quiet=quiet),
+    )
     if as_json:
         print_json([dataclasses.asdict(item) for item in exports])
     else:
-        rows = [
-            (item.id, str(run / "exports" / item.file), f"{item.max_relative_difference:.1e}", f"{item.top1_agreement:.1%}")
-            for item in exports
-        ]
-        show_table(["network", "file", "largest difference", "same top-1"], rows)
-    if not all(item.proven for item in exports):
-        typer.echo("error: a network differs from torch by more than 1e-4 or in a top-1 class; its file is marked", err=True)
+        rows = []
+        for item in exports:
+            ran = ", ".join(proof.runtime for proof in item.runtimes) or "onnxruntime-cpu"
+            difference = "" if item.max_relative_difference is None else f"{item.max_relative_difference:.1e}"
+            same = "" if item.top1_agreement is None else f"{item.top1_agreement:.1%}"
+            rows.append((item.id, str(run / "exports" / item.file), difference, same, ran))
+        show_table(["network", "file", "largest difference", "same top-1", "proven in"], rows)
+    unproven = [item for item in exports if not item.proven]
+    for item in unproven:
+        why = "; ".join(item.problems) or "it differs from torch by more than 1e-4 or in a top-1 class"
+        typer.echo(f"error: {run / 'exports' / item.file} is not proven: {why}", err=True)
+    if unproven:
         raise typer.Exit(EXIT_BROKEN)
+
+
+def quantize(
+    run: RunFolder,
+    pick: Pick = None,
+    images: Annotated[int, typer.Option(help="Training images for calibration, at most.")] = 512,
+    max_loss: Annotated[float, typer.Option(help="Accuracy in % that INT8 may cost; beyond it layers stay in float.")] = 1.0,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure what each layer costs alone.")] = False,
+    aware: Annotated[
+        bool, typer.Option("--aware", help="Beyond --max-loss, train with INT8's rounding before layers stay in float.")
+    ] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make INT8 twins of exported networks, calibrated on training images; nas verify then measures both."""
+    import nas
+
+    made = nas.quantize(
+        run,
+        pick=pick,
+        images=images,
+        max_loss=max_loss / 100,
+        sensitivity=sensitivity,
+        aware=aware,
+        force=force,
+        progress=TerminalProgress(quiet=quiet),
+    )
+    if as_json:
+        print_json([dataclasses.asdict(item) for item in made])
+        return
+    columns = ["network", "file", "float accuracy", "INT8 accuracy", "size", "kept in float"]
+    rows = [
+        (
+            item.id,
+            str(run / "exports" / item.file),
+            f"{item.float_accuracy:.1%}",
+            f"{item.accuracy:.1%}",
+            f"{item.bytes / item.float_bytes:.0%}",
+            ", ".join(item.kept) + (" (trained with rounding)" if item.steps else ""),
+        )
+        for item in made
+    ]
+    show_table(columns, rows, title=f"on {made[0].images} validation images" if made else "")
+    for item in made if sensitivity else ():
+        losses = [(loss.layer, f"{loss.error:.2%}", f"{100 * loss.accuracy_loss:+.1f}") for loss in item.sensitivity]
+        show_table(["layer", "change of the logits", "points lost"], losses, title=f"{item.network}: each layer alone in INT8")
+    typer.echo(f"INT8 latency is not known yet; measure it with: nas verify {run}", err=True)
 
 
 def verify(
@@ -45,7 +116,27 @@ def verify(
     """Measure the exported networks on the device and on the test images: promised against verified."""
     import nas
 
-    result = nas.verify(run, device=device, seed=seed, progress=TerminalProgress(quiet=quiet))
+    _finish(nas.verify(run, device=device, seed=seed, progress=TerminalProgress(quiet=quiet)), as_json)
+
+
+def compare(
+    run: RunFolder,
+    files: Annotated[list[Path], typer.Argument(help="ONNX files.")],
+    device: DeviceName = "onnxruntime-cpu",
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put any ONNX files beside the front: measured in the same rounds, shown in the same report."""
+    import nas
+
+    result = nas.compare(run, *files, device=device, seed=seed, force=force, progress=TerminalProgress(quiet=quiet))
+    _finish(result, as_json)
+
+
+def _finish(result: Any, as_json: bool) -> None:
+    """Show a verification; exit 1 where a limit is broken."""
     if as_json:
         print_json({"summary": result.summary(), **dataclasses.asdict(result)})
     else:
@@ -56,11 +147,16 @@ def verify(
 
 
 def show_verification(result: Any) -> None:
-    """Promised and verified values of every network, as a table."""
-    rows = []
-    for item in [*result.networks, *result.baselines]:
+    """Promised and verified values of every network, as a table, and the winner's curse."""
+    rows, best = [], result.front()
+    for item in [*result.networks, *result.quantised, *result.baselines]:
         promised = item.promised
         half = 50 * (item.accuracy_high - item.accuracy_low)
+        if item.network:
+            state = "; ".join(item.broken) or "kept"
+            state += ", on the front" if item.id in best else ", dominated" if not item.broken else ""
+        else:
+            state = "baseline"
         rows.append(
             (
                 f"{item.id}*" if item.finetuned else item.id,
@@ -68,19 +164,43 @@ def show_verification(result: Any) -> None:
                 f"{item.accuracy:.1%} ±{half:.1f}",
                 f"{promised['latency']:.3g}" if promised else "",
                 f"{item.latency_ms:.3g}",
-                "; ".join(item.broken) or ("kept" if promised else "baseline"),
+                f"{item.latency_p10_ms:.3g} to {item.latency_p90_ms:.3g}",
+                state,
             )
         )
-    columns = ["network", "accuracy", "verified", "latency ms", "verified", "limits"]
+    rows += [
+        (item.id, "", "", "", f"{item.latency_ms:.3g}", f"{item.latency_p10_ms:.3g} to {item.latency_p90_ms:.3g}", item.reason)
+        for item in result.timed
+    ]
+    columns = ["network", "accuracy", "verified", "latency ms", "verified", "10 to 90 %", "limits"]
     show_table(columns, rows, title="promised, then verified (* fine-tuned since)")
+    for line in _conclusions(result):
+        typer.echo(line)
+
+
+def _conclusions(result: Any) -> list[str]:
+    lines = []
+    if result.excess is not None:
+        excess = result.excess
+        lines.append(
+            f"winner's curse: promised accuracy is {100 * excess.mean:+.1f} points above verified on average "
+            f"(95 % interval {100 * excess.low:+.1f} to {100 * excess.high:+.1f}, {excess.networks} networks)"
+        )
+    gains = result.gains()
+    if gains is not None:
+        lines.append(
+            f"INT8 takes {gains['latency_ratio']:.2f} of the float time (median of {gains['networks']}), "
+            f"and loses {100 * gains['accuracy_loss']:.1f} points on average"
+        )
+    return lines
 
 
 def report(run: RunFolder, as_json: AsJson = False) -> None:
-    """Write report.html: the front, promised against verified, and the command that exports each network."""
+    """Write report.html, report.md and networks.csv: promised against verified, and the command for every file."""
     import nas
 
-    path = nas.report(run)
+    made = nas.report(run)
     if as_json:
-        print_json({"report": str(path)})
+        print_json({"report": str(made), "markdown": str(made.markdown), "csv": str(made.csv)})
     else:
-        typer.echo(str(path))
+        typer.echo(str(made))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +18,15 @@ from nas.api import DEFAULT_DEVICE
 from nas.archive import Archive, Score
 from nas.baselines import Baseline, read_baselines
 from nas.exporting import Export, read_export
+from nas.onnx_files import Format
 from nas.pareto import ParetoFront, Point
+from nas.quantising import Quantised, read_quantised
 from nas.runs import Run
-from nas.verifying import Verification, Verified
+from nas.verification import Verification, Verified
 from search_spaces.artifacts import read_json
 from search_spaces.errors import UserError
 
-__all__ = ["Contents", "Missing", "Row", "read_contents"]
+__all__ = ["Contents", "Missing", "Row", "quoted", "read_contents", "train_command"]
 
 LOG_VERSION = 1
 Part = TypeVar("Part")
@@ -42,15 +47,20 @@ class Missing:
 
 @dataclass(frozen=True)
 class Row:
-    """A network of the front with all that is known of it."""
+    """A network of the front with all that is known of it, or its INT8 twin.
+
+    Attributes:
+        quantised: of a twin; its promises are those of the network, and say nothing about it.
+    """
 
     point: Point
     export: Export | None
     verified: Verified | None
+    quantised: Quantised | None = None
 
     @property
     def id(self) -> str:
-        return self.point.arch.id
+        return self.quantised.id if self.quantised else self.point.arch.id
 
     @property
     def accuracy(self) -> float:
@@ -68,21 +78,25 @@ class Contents:
     """A run's results; None or empty is what it does not have.
 
     Attributes:
+        rows: the networks of the front; ``twins``: their INT8 twins that are verified.
         verification: of networks of this front only.
         verified_on: day of the verification (UTC).
         log: of training: phases, seconds, images, data.
+        curve: of training: (step, loss) in order.
         makers: file -> version of the toolkit that wrote it.
     """
 
     run: Run
     front: ParetoFront | None = None
     rows: tuple[Row, ...] = ()
+    twins: tuple[Row, ...] = ()
     verification: Verification | None = None
     verified_on: str | None = None
     baselines: tuple[Baseline, ...] = ()
     table: LatencyTable | None = None
     scores: tuple[Score, ...] = ()
     log: dict[str, Any] | None = None
+    curve: tuple[tuple[float, float], ...] = ()
     makers: dict[str, str] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
 
@@ -102,8 +116,25 @@ class Contents:
         found = self.verification.baselines if self.verification else []
         return next((baseline for baseline in found if baseline.id == "largest-alone"), None)
 
-    def export_command(self, arch_id: str) -> str:
-        return f"nas export {_quoted(self.run)} --pick {shlex.quote(arch_id)}"
+    def hypervolume(self) -> list[float]:
+        """Of the measured front after each evaluation of the search, where the search recorded it."""
+        records = getattr(self.front, "records", {})
+        return [float(value) for value in records.get("hypervolume", [])]
+
+    def command(self, row: Row) -> str:
+        """What makes a network's file."""
+        verb = "quantize" if row.quantised else "export"
+        return f"nas {verb} {quoted(self.run)} --pick {shlex.quote(row.point.arch.id)}{self._options(row)}"
+
+    def _options(self, row: Row) -> str:
+        """Options that the file was made with, where they are not the usual ones."""
+        if row.quantised:
+            made = row.quantised
+            aware = " --aware" if made.steps else ""
+            return f" --images {made.calibration_images} --max-loss {100 * made.allowed_loss:g}{aware}"
+        form, usual = (row.export.format if row.export else Format()).to_dict(), Format().to_dict()
+        given = {name.replace("_", "-"): value for name, value in form.items() if value != usual[name]}
+        return "".join(f" --{name}" if value is True else f" --{name} {value}" for name, value in given.items())
 
 
 class _Reader:
@@ -131,7 +162,7 @@ class _Reader:
 
 def read_contents(run: Run) -> Contents:
     """Everything that a report shows. A missing or damaged part is noted, with the command that makes it."""
-    reader, folder = _Reader(), _quoted(run)
+    reader, folder = _Reader(), quoted(run)
     log = _training(run, reader)
     front = reader.read("front", run.file("front.json"), lambda: _front(run.file("front.json")), f"nas search {folder}")
     device = str(front.provenance["device"]) if front else None
@@ -145,32 +176,40 @@ def read_contents(run: Run) -> Contents:
     baselines = reader.read("baseline", record, lambda: read_baselines(run), f"nas demo --out {folder}")
     verified = {network.id: network for network in verification.networks} if verification else {}
     rows = [Row(p, exports.get(p.arch.id), verified.get(p.arch.id)) for p in front] if front else []
+    twins = _twins(run, rows, verification, reader, f"nas verify {folder}{option}")
     return Contents(
         run=run,
         front=front,
         rows=tuple(rows),
+        twins=tuple(twins),
         verification=verification,
         verified_on=_day(run.file("verified.json")) if verification else None,
         baselines=tuple(baselines or ()),
         table=table,
         scores=tuple(scores or ()),
         log=log,
+        curve=_curve(run.file("training/log.csv")),
         makers=_makers(run.path, ["run.json", "training/log.json", f"tables/{path.name}", "front.json", "verified.json"]),
         missing=tuple(reader.missing),
     )
 
 
 def _training(run: Run, reader: _Reader) -> dict[str, Any] | None:
-    space = run.settings["space"]
-    width = space.get("parameters", {}).get("width")
-    options = [("data", run.settings["data"].get("source")), ("out", run.path), ("space", space.get("name")), ("width", width)]
-    options += [("epochs", run.settings["recipe"].get("epochs")), ("seed", run.settings["seed"])]
-    given = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None)
-    command = f"nas train-supernet {given}"
+    command = train_command(run)
     if not run.weights.exists():
         reader.lacks("The supernet is not trained to the end", command)
     path = run.file("training/log.json")
     return reader.read("training log", path, lambda: _log(path, command), command)
+
+
+def train_command(run: Run) -> str:
+    """What trains the run's supernet."""
+    space, recipe = run.settings["space"], run.settings["recipe"]
+    width = space.get("parameters", {}).get("width")
+    options = [("data", run.settings["data"].get("source")), ("out", run.path), ("space", space.get("name")), ("width", width)]
+    options += [("recipe", recipe.get("name")), ("epochs", recipe.get("epochs")), ("seed", run.settings["seed"])]
+    given = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None)
+    return f"nas train-supernet {given}"
 
 
 def _log(path: Path, command: str) -> dict[str, Any]:
@@ -209,14 +248,14 @@ def _exports(run: Run, front: ParetoFront | None, reader: _Reader) -> dict[str, 
         if not (run.exports / f"{arch_id}.json").exists():
             absent.append(arch_id)
             continue
-        command = f"nas export {_quoted(run)} --pick {shlex.quote(arch_id)} --force"
+        command = f"nas export {quoted(run)} --pick {shlex.quote(arch_id)} --force"
         export = reader.read(f"export of {arch_id}", run.exports, lambda name=arch_id: read_export(run, name), command)  # type: ignore[misc]
         if export is not None:
             found[arch_id] = export
     if front is None or len(absent) == len(front):
-        reader.lacks("No exported networks yet", f"nas export {_quoted(run)}")
+        reader.lacks("No exported networks yet", f"nas export {quoted(run)}")
     elif absent:
-        reader.lacks(f"{len(absent)} of {len(front)} networks are not exported", f"nas export {_quoted(run)}")
+        reader.lacks(f"{len(absent)} of {len(front)} networks are not exported", f"nas export {quoted(run)}")
     return found
 
 
@@ -231,6 +270,41 @@ def _verification(run: Run, front: ParetoFront | None, reader: _Reader, command:
     if len(networks) < len(ids):
         reader.lacks(f"{len(ids) - len(networks)} of {len(ids)} networks of this front are not verified", command)
     return replace(found, networks=networks) if networks else None
+
+
+def _twins(run: Run, rows: Sequence[Row], verification: Verification | None, reader: _Reader, command: str) -> list[Row]:
+    """INT8 twins of the rows, with what verification found; those that it has not seen are missing."""
+    measured = {twin.id: twin for twin in verification.quantised} if verification else {}
+    found, unseen = [], []
+    for row in rows:
+        if row.export is None or not (run.exports / f"{row.id}-int8.json").exists():
+            continue
+        remake = f"nas quantize {quoted(run)} --pick {shlex.quote(row.id)} --force"
+        load = partial(read_quantised, run, row.export)
+        quantised = reader.read(f"INT8 twin of {row.id}", run.exports, load, remake)
+        if quantised is not None and quantised.id in measured:
+            found.append(replace(row, verified=measured[quantised.id], quantised=quantised))
+        elif quantised is not None:
+            unseen.append(quantised.id)
+    if unseen:
+        reader.lacks(f"{len(unseen)} INT8 twins are not verified", command)
+    return found
+
+
+def _curve(path: Path) -> tuple[tuple[float, float], ...]:
+    """Steps and losses of the training log's table, where training wrote one; lines that a crash cut off are left out."""
+    if not path.is_file():
+        return ()
+    points = []
+    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+        for row in csv.DictReader(stream):
+            try:
+                step, loss = float(row["step"]), float(row["loss"])
+            except (KeyError, TypeError, ValueError):
+                continue
+            if math.isfinite(loss):
+                points.append((step, loss))
+    return tuple(points)
 
 
 def _makers(folder: Path, names: list[str]) -> dict[str, str]:
@@ -248,5 +322,6 @@ def _day(path: Path) -> str:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d")
 
 
-def _quoted(run: Run) -> str:
+def quoted(run: Run) -> str:
+    """The run folder as a shell takes it."""
     return shlex.quote(str(run.path))

@@ -14,6 +14,8 @@ from nas.objectives import Limit, format_value
 from nas.pages.contents import Contents, Row
 from nas.pages.words import count, ms, percent, text
 from nas.pareto import ParetoFront, Point
+from nas.quantising import Quantised
+from nas.verification import Verified
 from search_spaces import Architecture, SearchSpace
 from search_spaces.errors import UserError
 
@@ -25,10 +27,11 @@ Trace = dict[str, Any]
 
 def payload(contents: Contents) -> dict[str, Any]:
     """What the page's script works on; JSON values."""
-    latencies = [row.latency_ms for row in contents.rows]
+    rows = [*contents.rows, *contents.twins]
+    latencies = [row.latency_ms for row in rows]
     return {
         "figure": figure(contents),
-        "networks": [network_facts(contents, row) for row in contents.rows],
+        "networks": [network_facts(contents, row) for row in rows],
         "verified": contents.verification is not None,
         "knee": contents.knee,
         "budget": _budget(latencies, contents.front.limits.get("latency")) if contents.front else None,
@@ -50,10 +53,12 @@ def _budget(latencies: Sequence[float], limit: float | None) -> dict[str, float]
 def figure(contents: Contents) -> dict[str, Any] | None:
     """Data and layout; None where there is nothing to draw. Latency in ms to the right, accuracy in % upwards."""
     front = contents.front
-    traces = [*_scored(contents), *(_networks(contents, front) if front else []), *_baselines(contents)]
+    traces = [*_scored(contents), *(_networks(contents, front) if front else []), *_twins(contents), *_baselines(contents)]
     if not traces:
         return None
     bounds = _range(contents, traces)
+    low, high = bounds[1]
+    traces += _timed(contents, low + 0.03 * (high - low))
     where = f" on {text(contents.device)}" if contents.device else ""
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": f"latency{where}, ms"}, "range": bounds[0]},
@@ -108,7 +113,15 @@ def _networks(contents: Contents, front: ParetoFront) -> list[Trace]:
     ways_y = [v for row in checked for v in (100 * row.point.values["accuracy"], 100 * row.accuracy, None)]
     knee = next(row for row in rows if row.id == front.pick("knee").arch.id)
     return [
-        _trace("way", "from promised to verified", ways_x, ways_y, mode="lines", hoverinfo="skip"),
+        _trace(
+            "way",
+            "from promised to verified",
+            ways_x,
+            ways_y,
+            mode="lines+markers",
+            marker={"symbol": "arrow", "angleref": "previous", "size": [0, 9, 0] * len(checked), "standoff": 5},
+            hoverinfo="skip",
+        ),
         _trace(
             "promised",
             "promised",
@@ -123,11 +136,7 @@ def _networks(contents: Contents, front: ParetoFront) -> list[Trace]:
             "verified",
             [row.latency_ms for row in checked],
             [100 * row.accuracy for row in checked],
-            error_y={
-                "type": "data",
-                "array": [100 * (row.verified.accuracy_high - row.accuracy) for row in checked if row.verified],
-                "arrayminus": [100 * (row.accuracy - row.verified.accuracy_low) for row in checked if row.verified],
-            },
+            error_y=_intervals([row.verified for row in checked if row.verified]),
             text=[_hover(row, "verified") for row in checked],
             customdata=[row.id for row in checked],
             hoverinfo="text",
@@ -146,15 +155,52 @@ def _networks(contents: Contents, front: ParetoFront) -> list[Trace]:
     ]
 
 
+def _intervals(found: Sequence[Verified]) -> dict[str, Any]:
+    """95 % intervals of accuracies as error bars, in points."""
+    return {
+        "type": "data",
+        "array": [100 * (row.accuracy_high - row.accuracy) for row in found],
+        "arrayminus": [100 * (row.accuracy - row.accuracy_low) for row in found],
+    }
+
+
+def _twins(contents: Contents) -> list[Trace]:
+    """INT8 twins: those on the verified front, and those that are dominated or outside the limits."""
+    best = contents.verification.front() if contents.verification else set()
+    traces = []
+    for role, name, wanted in (("int8", "INT8, on the front", True), ("int8_out", "INT8, dominated", False)):
+        rows = [row for row in contents.twins if (row.id in best) == wanted]
+        if rows:
+            traces.append(
+                _trace(
+                    role,
+                    name,
+                    [row.latency_ms for row in rows],
+                    [100 * row.accuracy for row in rows],
+                    error_y=_intervals([row.verified for row in rows if row.verified]),
+                    text=[f"{_hover(row, 'verified')}<br>INT8 twin" for row in rows],
+                    customdata=[row.id for row in rows],
+                    hoverinfo="text",
+                )
+            )
+    return traces
+
+
+def _timed(contents: Contents, height: float) -> list[Trace]:
+    """Files with a latency only: marks just above the axis."""
+    found = contents.verification.timed if contents.verification else []
+    if not found:
+        return []
+    hover = [f"<b>{text(row.id)}</b><br>{ms(row.latency_ms)}, no accuracy: {text(row.reason)}" for row in found]
+    return [
+        _trace("timed", "timed only", [row.latency_ms for row in found], [height] * len(found), text=hover, hoverinfo="text")
+    ]
+
+
 def _baselines(contents: Contents) -> list[Trace]:
     found = contents.verification.baselines if contents.verification else []
     if not found:
         return []
-    errors = {
-        "type": "data",
-        "array": [100 * (b.accuracy_high - b.accuracy) for b in found],
-        "arrayminus": [100 * (b.accuracy - b.accuracy_low) for b in found],
-    }
     hover = [f"<b>{text(baseline_name(b.id))}</b><br>verified {percent(b.accuracy)}, {ms(b.latency_ms)}" for b in found]
     return [
         _trace(
@@ -162,7 +208,7 @@ def _baselines(contents: Contents) -> list[Trace]:
             "baseline",
             [b.latency_ms for b in found],
             [100 * b.accuracy for b in found],
-            error_y=errors,
+            error_y=_intervals(found),
             text=hover,
             hoverinfo="text",
         )
@@ -205,10 +251,11 @@ def _range(contents: Contents, traces: Sequence[Trace]) -> tuple[list[float], li
             none = [0.0] * len(trace["x"])
             up, down = bars.get("array", none), bars.get("arrayminus", bars.get("array", none))
             xs += [x for x in trace["x"] if x is not None]
-            if trace["mode"] != "lines":
+            if trace["meta"]["role"] != "way":
                 ys += [y + e for y, e in zip(trace["y"], up, strict=True)] + [
                     y - e for y, e in zip(trace["y"], down, strict=True)
                 ]
+    xs += [row.latency_ms for row in contents.verification.timed] if contents.verification else []
     if contents.front and "latency" in contents.front.limits:
         xs.append(contents.front.limits["latency"])
     low, high = min(ys), min(100.0, max(ys))
@@ -269,13 +316,27 @@ def network_facts(contents: Contents, row: Row) -> dict[str, Any]:
             "latency": point.values["latency"],
             "std": point.std.get("accuracy"),
         },
+        "quantised": _quantised(row.quantised),
         "verified": asdict(row.verified) if row.verified else None,
         "export": asdict(row.export) if row.export else None,
         "counts": f"{_counts(point)}, {count(point.values['size'], 'B')} of weights",
         "names": [name for name in ("fastest", "knee", "best") if front.pick(name).arch.id == row.id],
-        "command": contents.export_command(row.id),
+        "command": contents.command(row),
         "drawing": _drawing(front.space, point.arch),
         "times": _times(contents, point.arch),
+    }
+
+
+def _quantised(made: Quantised | None) -> dict[str, Any] | None:
+    """What the page says of an INT8 twin beyond what was verified."""
+    if made is None:
+        return None
+    return {
+        "kept": list(made.kept),
+        "images": made.calibration_images,
+        "steps": made.steps,
+        "size": f"{count(made.bytes, 'B')}, {percent(made.bytes / made.float_bytes, 0)} of the float file",
+        "sensitivity": [[loss.layer, loss.error, loss.accuracy_loss] for loss in made.sensitivity],
     }
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from nas.pages.contents import Contents, Row
 from nas.pages.figure import baseline_name, limit_text
-from nas.pages.words import count, ms, percent, signed, table, text, three_digits, tiny
+from nas.pages.history import commands, other_devices, search_history, training
+from nas.pages.words import count, ms, percent, section, signed, table, text, three_digits, tiny
+from nas.verification import Verification
 from search_spaces.artifacts import made_by
 
-__all__ = ["sections"]
+__all__ = ["sections", "summary_lines"]
 
 NONE = "&ndash;"
 MOST_NAMES = 20  # classes that are listed
@@ -22,12 +24,14 @@ def sections(contents: Contents) -> dict[str, str]:
     return {
         "title": text(_title(contents)),
         "subtitle": _subtitle(contents),
-        "summary": _list(_summary(contents), "facts"),
+        "summary": _list(summary_lines(contents), "facts"),
         "missing": _missing(contents),
         "networks": _networks(contents),
         "predictor": _predictor(contents),
         "table": _table_quality(contents),
-        "training": _training(contents),
+        "search": search_history(contents) + other_devices(contents),
+        "training": training(contents),
+        "commands": commands(contents),
         "provenance": _provenance(contents),
         "made_by": text(made_by()),
     }
@@ -49,7 +53,8 @@ def _subtitle(contents: Contents) -> str:
 # ---- summary ------------------------------------------------------------------------------------------------
 
 
-def _summary(contents: Contents) -> list[str]:
+def summary_lines(contents: Contents) -> list[str]:
+    """What the run comes to, a line of HTML each."""
     if contents.front is None:
         return ["<strong>No front yet.</strong> The page shows what the run holds so far."]
     latencies = [row.latency_ms for row in contents.rows]
@@ -72,12 +77,35 @@ def _checked(contents: Contents) -> list[str]:
         beside = f"; the largest network trained alone reaches {percent(alone.accuracy)} ({points:+.1f} points)"
     rank = found["latency_spearman"]
     order = "" if rank is None else f", rank correlation {rank:.3f}"
-    bias = 100 * found["accuracy_bias"]
-    way = "above" if bias >= 0 else "below"
-    return [
+    lines = [
         f"Best verified accuracy <strong>{percent(found['best_accuracy'])}</strong> on {images:,} test images{beside}.",
         f"Latency, promised against verified: median error <strong>{percent(found['latency_median_error'])}</strong>{order}.",
-        f"Accuracy was promised <strong>{abs(bias):.1f} points {way}</strong> what the test images say, on average.",
+    ]
+    return lines + _excess(contents.verification) + _int8(contents.verification)
+
+
+def _excess(verification: Verification) -> list[str]:
+    """The winner's curse, with its interval where it can be had."""
+    excess = verification.excess
+    if excess is None:
+        return []
+    way = "above" if excess.mean >= 0 else "below"
+    return [
+        f"Winner's curse: accuracy was promised <strong>{abs(100 * excess.mean):.1f} points {way}</strong> what the test "
+        f"images say, on average (95&nbsp;% interval {signed(excess.low)} to {signed(excess.high)} points, "
+        f"{excess.networks} networks)."
+    ]
+
+
+def _int8(verification: Verification) -> list[str]:
+    gains = verification.gains()
+    if gains is None:
+        return []
+    on_front = len(verification.front() & {twin.id for twin in verification.quantised})
+    lost, verb = 100 * gains["accuracy_loss"], "twin is" if on_front == 1 else "twins are"
+    return [
+        f"INT8, measured: <strong>{gains['latency_ratio']:.2f} of the float time</strong> and {lost:.1f} points of accuracy "
+        f"lost (median and mean of {gains['networks']} networks); {on_front} INT8 {verb} on the verified front."
     ]
 
 
@@ -86,8 +114,9 @@ def _proofs(contents: Contents) -> list[str]:
     if not exports:
         return []
     proven = sum(export.proven for export in exports)
-    worst = max(export.max_relative_difference for export in exports)
-    agree = min(export.top1_agreement for export in exports)
+    ran = [(e.max_relative_difference, e.top1_agreement) for e in exports]
+    worst = max((difference for difference, _ in ran if difference is not None), default=0.0)
+    agree = min((agreement for _, agreement in ran if agreement is not None), default=0.0)
     word = "All" if proven == len(exports) else f"Only {proven} of"
     rest = f"largest difference to torch {tiny(worst)}, same top-1 class on {percent(agree)} of {exports[0].images:,} images"
     return [f"<strong>{word} {len(exports)} ONNX files are proven</strong>: {rest}."]
@@ -132,7 +161,7 @@ def _networks(contents: Contents) -> str:
         "<br>verified",
     ]
     head += ["Error<br>%", "MACs", "Para-<br>meters", "Weights", "ONNX<br>proof", "Limits", "Export with"]
-    rows = [_network(contents, row) for row in contents.rows]
+    rows = [_network(contents, row) for row in contents.rows] + [_twin(contents, row) for row in contents.twins]
     rows += [_baseline_row(contents, b) for b in (contents.verification.baselines if contents.verification else [])]
     clock = contents.verification.clock if contents.verification else "wall"
     notes = [
@@ -141,6 +170,10 @@ def _networks(contents: Contents) -> str:
         "ONNX proof: largest difference of a logit to torch relative to the largest logit,",
         "and share of test images with the same class.",
     ]
+    if contents.twins:
+        notes.append("INT8 twins were promised nothing; those that a network or a twin beats in both values are dominated.")
+    timed = contents.verification.timed if contents.verification else []
+    notes += [f"{text(row.id)} was timed only ({ms(row.latency_ms)}): {text(row.reason)}." for row in timed]
     if clock == "cpu":
         notes.append("Latencies are CPU time: the machine was too busy for the wall clock.")
     return f'{table("All networks", head, rows)}<p class="note">{" ".join(notes)}</p>'
@@ -154,7 +187,8 @@ def _network(contents: Contents, row: Row) -> list[str]:
     proof = NONE
     if export is not None:
         mark = "✓" if export.proven else "✗ not proven:"
-        proof = f"{mark} {tiny(export.max_relative_difference)}, {percent(export.top1_agreement)}"
+        proof = f"{mark} {tiny(export.max_relative_difference or 0.0)}, {percent(export.top1_agreement or 0.0)}"
+        proof = proof if export.top1_agreement is not None else "✗ does not run"
     cells = [button, promised, *_measured(verified), three_digits(values["latency"])]
     if verified is None:
         cells += [NONE, NONE]
@@ -162,8 +196,35 @@ def _network(contents: Contents, row: Row) -> list[str]:
         cells += [three_digits(verified.latency_ms), signed(values["latency"] / verified.latency_ms - 1)]
     cells += [count(values["macs"]), count(values["params"]), count(values["size"], "B"), proof]
     broken = "; ".join(verified.broken).replace("<=", "≤").replace(">=", "≥") if verified else ""
-    kept = NONE if verified is None else f'<span class="bad">✗ breaks {text(broken)}</span>' if broken else "✓ kept"
-    return [*cells, kept, f"<code>{text(contents.export_command(row.id))}</code>"]
+    kept = (
+        NONE
+        if verified is None
+        else f'<span class="bad">✗ breaks {text(broken)}</span>'
+        if broken
+        else _standing(contents, row)
+    )
+    return [*cells, kept, f"<code>{text(contents.command(row))}</code>"]
+
+
+def _twin(contents: Contents, row: Row) -> list[str]:
+    """An INT8 twin: nothing promised, everything measured."""
+    found, made = row.verified, row.quantised
+    assert found is not None
+    assert made is not None
+    button = f'<button type="button" class="pick" data-id="{text(row.id)}">{text(row.id)}</button>'
+    cells = [button, NONE, *_measured(found), NONE, three_digits(found.latency_ms), NONE]
+    values = row.point.values
+    kept = f"{len(made.kept)} layers in float" if made.kept else "all layers INT8"
+    cells += [count(values["macs"]), count(values["params"]), count(made.bytes, "B"), kept]
+    state = '<span class="bad">✗ outside</span>' if found.broken else _standing(contents, row)
+    return [*cells, state, f"<code>{text(contents.command(row))}</code>"]
+
+
+def _standing(contents: Contents, row: Row) -> str:
+    """Of a point within the limits: whether it is on the verified front, where INT8 twins compete for it."""
+    if not contents.twins or contents.verification is None:
+        return "✓ kept"
+    return "✓ on front" if row.id in contents.verification.front() else "✓ dominated"
 
 
 def _measured(verified: Any) -> list[str]:
@@ -174,7 +235,9 @@ def _measured(verified: Any) -> list[str]:
 
 def _baseline_row(contents: Contents, baseline: Any) -> list[str]:
     known = {b.name: b for b in contents.baselines}.get(baseline.id)
-    made = f"{known.images:,} images in {known.seconds:,.0f} s of training" if known else NONE
+    made = text(known.source) if known and known.source else NONE
+    if known and known.images is not None and known.seconds is not None:
+        made = f"{known.images:,} images in {known.seconds:,.0f} s of training"
     cells = [text(baseline_name(baseline.id)), NONE, *_measured(baseline), NONE, three_digits(baseline.latency_ms)]
     return [*cells, *[NONE] * 6, text(made)]
 
@@ -201,7 +264,7 @@ def _predictor(contents: Contents) -> str:
     head = ["Predictor", "Scored subnets", "Kendall", "Spearman", "RMSE, points", "Spread, points", "In 90&nbsp;% interval"]
     row = [text(card["kind"]), str(card["networks"]), _rank(kendall), _rank(card.get("spearman")), f"{100 * card['rmse']:.2f}"]
     row += [f"{100 * card['spread']:.2f}", percent(card["covered_90"], 0)]
-    return _section(
+    return section(
         "Accuracy predictor",
         f"{'; '.join(words)}. Each subnet was predicted by a fit that had not seen it.",
         table("Report card", head, [row]),
@@ -241,23 +304,7 @@ def _table_quality(contents: Contents) -> str:
         f"{percent(macs['median'])}."
     )
     head = ["Estimate", "Median error", "Bias", "Within 5&nbsp;%", "Within 10&nbsp;%", "Spearman"]
-    return _section("Latency table", words, table("Against measured networks", head, rows))
-
-
-def _training(contents: Contents) -> str:
-    phases = (contents.log or {}).get("phases") or []
-    if not phases or contents.log is None:
-        return ""
-    rows = [[text(p["phase"]), f"{p['step']:,}", f"{p['loss']:.3f}", _bar(p["largest"]), _bar(p["smallest"])] for p in phases]
-    seconds, images = contents.log.get("seconds"), contents.log.get("images")
-    words = f"{len(phases)} phases"
-    if images is not None and seconds is not None:
-        words += f" on {images:,} images (times augmented); the last process took {seconds:,.0f} s"
-    words += ". Accuracy is that on validation images after the phase."
-    if contents.run.settings["recipe"].get("distill"):
-        words += " From the second phase on, the loss has the teacher's soft labels in it."
-    head = ["Phase", "Step", "Loss", "Largest network", "Smallest so far"]
-    return _section("Training", words, table("Phases", head, rows))
+    return section("Latency table", words, table("Against measured networks", head, rows))
 
 
 def _provenance(contents: Contents) -> str:
@@ -265,7 +312,7 @@ def _provenance(contents: Contents) -> str:
     facts["Written by"] = ", ".join(f"{name}: {maker}" for name, maker in contents.makers.items())
     facts["Report by"] = f"{made_by()}, Python {platform.python_version()}"
     rows = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts.items())
-    return _section("Provenance", "", f'<dl class="provenance">{rows}</dl>')
+    return section("Provenance", "", f'<dl class="provenance">{rows}</dl>')
 
 
 def _run_facts(contents: Contents) -> dict[str, Any]:
@@ -305,21 +352,12 @@ def _search_facts(contents: Contents) -> dict[str, Any]:
 # ---- pieces -------------------------------------------------------------------------------------------------
 
 
-def _section(title: str, words: str, body: str) -> str:
-    paragraph = f"<p>{words}</p>" if words else ""
-    return f"<section><h2>{title}</h2>{paragraph}{body}</section>"
-
-
 def _list(lines: list[str], kind: str = "") -> str:
     return f'<ul class="{kind}">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
 
 
 def _rank(value: float | None) -> str:
     return NONE if value is None else f"{value:.3f}"
-
-
-def _bar(share: float) -> str:
-    return f'<span class="meter" style="--share:{share:.3f}">{percent(share)}</span>'
 
 
 def _flat(value: Mapping[str, Any]) -> str:

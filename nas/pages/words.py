@@ -6,7 +6,7 @@ import math
 from html import escape
 from typing import Any
 
-__all__ = ["cells", "count", "ms", "percent", "signed", "table", "text", "three_digits", "tiny"]
+__all__ = ["cells", "count", "ms", "percent", "section", "signed", "table", "text", "three_digits", "tiny"]
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -61,3 +61,9 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> str:
     body = "".join(cells(row) for row in rows)
     inner = f"<table><caption>{title}</caption><thead>{cells(head, head=True)}</thead><tbody>{body}</tbody></table>"
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{inner}</div>'
+
+
+def section(title: str, words: str, body: str) -> str:
+    """A part of the page with a heading, of ready HTML."""
+    paragraph = f"<p>{words}</p>" if words else ""
+    return f"<section><h2>{title}</h2>{paragraph}{body}</section>"

@@ -82,6 +82,28 @@ def test_search_export_verify_report(finished: Path) -> None:
     assert all(row["id"] in page.read_text() for row in rows)
 
 
+def test_quantize_and_compare(finished: Path, tmp_path: Path) -> None:
+    made = nas("quantize", finished, "--pick", "fastest", "--images", 32, "--sensitivity")
+    assert made.returncode == 0, made.stderr
+    assert "each layer alone in INT8" in made.stdout
+    assert "measure it with: nas verify" in made.stderr
+    assert json.loads(nas("quantize", finished, "--pick", "fastest", "--json").stdout)[0]["calibration_images"] == 32
+    file = tmp_path / "another.onnx"
+    file.write_bytes(next((finished / "exports").glob("*-int8.onnx")).read_bytes())
+    compared = nas("compare", finished, file)
+    assert compared.returncode == 0, compared.stderr
+    for words in ("another", "-int8", "winner's curse", "INT8 takes"):
+        assert words in compared.stdout
+    assert "another" in (finished / "verified.json").read_text()
+
+
+def test_an_unproven_file_is_exit_code_1(finished: Path) -> None:
+    with mock.patch("nas.proving.TOLERANCE", 1e-12):
+        result = nas("export", finished, "--pick", "fastest", "--force")
+    assert result.returncode == 1
+    assert "unproven.onnx is not proven: in onnxruntime-cpu it differs from torch" in result.stderr
+
+
 def test_results_as_text(finished: Path, budget: Budget) -> None:
     profiled = nas("profile", finished)
     assert profiled.returncode == 0, profiled.stderr
@@ -178,6 +200,11 @@ def remove(name: str) -> Callable[[Path], None]:
         (lambda run: None, ["search", "--force", "--predictor", "rigde"], ["did you mean 'ridge'"]),
         (lambda run: None, ["export", "--pick", "beest"], ["no point of the front is 'beest'"]),
         (lambda run: None, ["verify", "--device", "gpu"], ["unknown device 'gpu'"]),
+        (lambda run: None, ["export", "--opset", "9"], ["ONNX opset 9", "14 to"]),
+        (lambda run: None, ["export", "--softmax"], ["is exported already", "--force"]),
+        (lambda run: None, ["quantize", "--max-loss", "-1"], ["at most -1.0% lost"]),
+        (lambda run: None, ["compare", "nowhere.onnx"], ["nowhere.onnx does not exist"]),
+        (lambda run: None, ["compare", str(Path(__file__))], ["is not an ONNX file"]),
     ],
 )  # fmt: skip
 def test_a_damaged_run_is_one_error_and_stays_as_it_is(

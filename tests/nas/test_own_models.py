@@ -74,7 +74,7 @@ def test_the_whole_loop_from_the_folder_alone(folder: Path) -> None:
     space = nas.Run.open(run).space
     assert set(table.entries) == {layer.key for layer in space.layers()}
     assert table.bind(space).estimate(space.largest) > 0
-    assert nas.report(run).is_file()
+    assert nas.report(run).path.is_file()
 
 
 def test_training_resumes_and_is_done_once(folder: Path) -> None:

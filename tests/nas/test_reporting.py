@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 import shutil
-import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from nas.pages.words import count, ms, percent, signed, tiny
 from nas.pareto import ParetoFront, Point
 from nas.reporting import script_json, write_report
 from nas.runs import SUPERNET_VERSION, Run
-from nas.verifying import Verification, Verified, wilson_interval
+from nas.verification import Verification, Verified, wilson_interval
 from search_spaces.artifacts import file_hash, write_json
 from supernets import save_tensors
 
@@ -113,7 +111,7 @@ def page_of(run: Run) -> str:
     """The page without plotly's own source."""
     from plotly.offline import get_plotlyjs
 
-    return write_report(run).read_text("utf-8").replace(get_plotlyjs(), "")
+    return write_report(run).path.read_text("utf-8").replace(get_plotlyjs(), "")
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -304,34 +302,3 @@ def test_verification_of_an_earlier_front_is_left_out(run: Run, tmp_path: Path) 
 )
 def test_numbers_as_people_read_them(shown: str, wanted: str) -> None:
     assert shown == wanted
-
-
-# ---- in a browser -------------------------------------------------------------------------------------------
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
-
-
-def rendered(page: str, profile: Path) -> str:
-    """The document after the page's script has run."""
-    flags = [f"--{flag}" for flag in ["headless", "no-first-run", f"user-data-dir={profile}", "dump-dom"]]
-    flags += [f"--disable-{feature}" for feature in QUIET]
-    flags += ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    assert CHROMIUM
-    return subprocess.run([CHROMIUM, *flags, page], check=True, capture_output=True, text=True, timeout=90).stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_a_browser_shows_the_best_network_within_the_budget(run: Run, tmp_path: Path) -> None:
-    page = run.file("report.html").as_uri()
-    networks = data_of(page_of(run))["networks"]
-    budget = float(f"{networks[2]['latency'] + 1e-3:.6f}")
-    best = max((n for n in networks if n["latency"] <= budget), key=lambda n: n["accuracy"])
-    for name, wanted in ((f"latency={budget}", best["id"]), (networks[1]["id"], networks[1]["id"])):
-        document = rendered(f"{page}#{name}", tmp_path / "profile")
-        found = re.search(r'<code id="command">(.*?)</code>', document, re.S)
-        assert found
-        assert html.unescape(re.sub(r"<[^>]*>", "", found[1])) == f"nas export '{run.path}' --pick {wanted}"
-        assert 'class="main-svg"' in document
-        assert re.search(rf'<tr class="now"><th scope="row"><button[^>]*data-id="{wanted}"', document)

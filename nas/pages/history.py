@@ -1,0 +1,130 @@
+"""The page's sections on how the front came about: training, search, other devices, and the command for every artefact."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from nas.api import DEFAULT_DEVICE
+from nas.pages.charts import Line, line_chart
+from nas.pages.contents import Contents, quoted, train_command
+from nas.pages.words import percent, section, table, text, three_digits
+
+__all__ = ["artefacts", "commands", "other_devices", "search_history", "training"]
+
+
+def training(contents: Contents) -> str:
+    """Phases as a table, accuracy and loss as curves."""
+    phases = (contents.log or {}).get("phases") or []
+    if not phases or contents.log is None:
+        return ""
+    rows = [[text(p["phase"]), f"{p['step']:,}", f"{p['loss']:.3f}", _bar(p["largest"]), _bar(p["smallest"])] for p in phases]
+    seconds, images = contents.log.get("seconds"), contents.log.get("images")
+    words = f"{len(phases)} phases"
+    if images is not None and seconds is not None:
+        words += f" on {images:,} images (times augmented); the last process took {seconds:,.0f} s"
+    words += ". Accuracy is that on validation images after the phase."
+    if contents.run.settings["recipe"].get("distill"):
+        words += " From the second phase on, the loss has the teacher's soft labels in it."
+    head = ["Phase", "Step", "Loss", "Largest network", "Smallest so far"]
+    ends = [(p["step"], p["loss"]) for p in phases]
+    accuracy = line_chart(
+        [
+            Line("largest network", [(p["step"], 100 * p["largest"]) for p in phases], "verified", marks=True),
+            Line("smallest so far", [(p["step"], 100 * p["smallest"]) for p in phases], "promised", "6 3", marks=True),
+        ],
+        x="training step",
+        y="validation accuracy, %",
+    )
+    loss = line_chart(
+        [Line("training loss", contents.curve or ends, "verified", marks=not contents.curve)], x="training step", y="loss"
+    )
+    return section("Training", words, f'<div class="charts">{accuracy}{loss}</div>{table("Phases", head, rows)}')
+
+
+def search_history(contents: Contents) -> str:
+    """Hypervolume of the measured front after every evaluation."""
+    volume = contents.hypervolume()
+    chart = line_chart(
+        [Line("front of the scored subnets", list(enumerate(volume, 1)), "verified")], x="subnets scored", y="hypervolume"
+    )
+    if not chart:
+        return ""
+    reached = next(index for index, value in enumerate(volume, 1) if value >= 0.99 * volume[-1])
+    words = (
+        f"{len(volume)} subnets were scored; 99&nbsp;% of the final hypervolume was there after {reached}. Hypervolume is the "
+        "share of the box between the ideal and the reference point that the measured front dominates."
+    )
+    return section("Search", words, chart)
+
+
+def other_devices(contents: Contents) -> str:
+    """Fronts of the same search for other devices or budgets."""
+    parts = getattr(contents.front, "parts", {})
+    rows = []
+    for name, part in parts.items():
+        points = list(part)
+        if not points or any(value not in point.values for point in points for value in ("accuracy", "latency")):
+            continue
+        accuracy, latency = ([point.values[value] for point in points] for value in ("accuracy", "latency"))
+        spans = [f"{percent(min(accuracy))} to {percent(max(accuracy))}"]
+        spans.append(f"{three_digits(min(latency))} to {three_digits(max(latency))}")
+        rows.append([text(name), text(part.provenance.get("device", "")), str(len(points)), *spans])
+    if not rows:
+        return ""
+    head = ["Part", "Device", "Networks", "Accuracy promised", "Latency promised, ms"]
+    return section("Other fronts of this search", "", table("Parts", head, rows))
+
+
+def artefacts(contents: Contents) -> list[tuple[str, str]]:
+    """Every file of the run and the command that makes it, in the order of the loop."""
+    return list(_artefacts(contents))
+
+
+def _artefacts(contents: Contents) -> Iterator[tuple[str, str]]:
+    run, folder = contents.run, quoted(contents.run)
+    device = contents.device or DEFAULT_DEVICE
+    option = f" --device {shlex.quote(device)}" if device != DEFAULT_DEVICE else ""
+    if run.weights.exists():
+        yield "supernet.safetensors", train_command(run)
+    if contents.table is not None:
+        yield f"tables/{contents.table.device}.json", f"nas profile {folder}{option}"
+    if contents.front is not None:
+        yield "front.json", _search_command(contents, option)
+    for path in sorted((run.path / "finetuned").glob("*.safetensors")):
+        yield f"finetuned/{path.name}", f"nas finetune {folder} --pick {shlex.quote(path.stem)}"
+    for row in [*contents.rows, *contents.twins]:
+        file = row.quantised.file if row.quantised else row.export.file if row.export else None
+        if file is not None:
+            yield f"exports/{file}", contents.command(row)
+    for baseline in contents.baselines:
+        made = f"nas demo --out {folder}" if baseline.source is None else f"nas compare {folder} {shlex.quote(baseline.source)}"
+        yield baseline.file, made
+    if contents.verification is not None:
+        yield "verified.json", f"nas verify {folder}{option}"
+    yield "report.html, report.md, networks.csv", f"nas report {folder}"
+
+
+def _search_command(contents: Contents, option: str) -> str:
+    front = contents.front
+    assert front is not None
+    parts = [f"nas search {quoted(contents.run)}{option}"]
+    objectives = list(front.objectives)
+    if objectives != ["accuracy", "latency"]:
+        parts += [f"--objective {shlex.quote(name)}" for name in objectives]
+    parts += [f"--limit {shlex.quote(f'{name}={bound:.6g}')}" for name, bound in front.limits.items()]
+    for name, key in (("samples", "scores"), ("seed", "seed")):
+        if key in front.provenance:
+            parts.append(f"--{name} {front.provenance[key]}")
+    return " ".join(parts)
+
+
+def commands(contents: Contents) -> str:
+    """The section with a command per file."""
+    rows = [[f"<code>{text(name)}</code>", f"<code>{text(command)}</code>"] for name, command in artefacts(contents)]
+    words = "Each file and the command that makes it; files that exist already need <code>--force</code>."
+    return section("Every artefact", words, f'<div class="commands">{table("Commands", ["File", "Made by"], rows)}</div>')
+
+
+def _bar(share: float) -> str:
+    return f'<span class="meter" style="--share:{share:.3f}">{percent(share)}</span>'

@@ -1,0 +1,148 @@
+"""The proof that an exported file computes what its network computes: checker, operators, parity in every runtime here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from latency_tables import Device, list_devices, open_device
+from nas.onnx_files import Format, outputs
+from search_spaces.errors import UserError
+from supernets import Examples
+
+__all__ = ["Proof", "RuntimeProof", "check_file", "prove"]
+
+TOLERANCE = 1e-4  # largest difference of an output, relative to the largest output
+FIRST_RUNTIME = "onnxruntime-cpu"
+MOST_IMAGES = 2000  # test images in the first runtime; an even sample of more
+FEW_IMAGES = 64  # in any other one: some take tens of milliseconds an image
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class RuntimeProof:
+    """A file in one runtime against torch.
+
+    Attributes:
+        images: test images compared; 0 where it did not run.
+        max_relative_difference: largest difference of any output over the largest output.
+        top1_agreement: share of the images with the same top-1 class.
+        failure: why it did not run.
+    """
+
+    runtime: str
+    images: int = 0
+    max_relative_difference: float | None = None
+    top1_agreement: float | None = None
+    failure: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        difference = self.max_relative_difference
+        return difference is not None and difference <= TOLERANCE and self.top1_agreement == 1.0
+
+    def problem(self) -> str | None:
+        """What is wrong, in words."""
+        if self.failure is not None:
+            return f"{self.runtime} cannot run it: {self.failure}"
+        if self.holds:
+            return None
+        return (
+            f"in {self.runtime} it differs from torch by {self.max_relative_difference:.1e} (at most {TOLERANCE:.0e}), "
+            f"same top-1 class on {self.top1_agreement:.2%} of {self.images} images"
+        )
+
+
+@dataclass(frozen=True)
+class Proof:
+    """All that was checked of one file; ``problems`` is empty where everything holds."""
+
+    runtimes: tuple[RuntimeProof, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def first(self) -> RuntimeProof:
+        """In ONNX Runtime, on most images."""
+        return self.runtimes[0]
+
+
+def prove(path: Path, network: nn.Module, split: Examples, resolution: int, form: Format) -> Proof:
+    """Check a file as it lies on disk, and run it in every runtime that is installed.
+
+    ONNX Runtime is compared on up to 2,000 test images, any other runtime on 64 of them.
+    """
+    problems = check_file(path, form.opset)
+    chosen = np.linspace(0, len(split) - 1, min(MOST_IMAGES, len(split))).astype(np.int64)
+    ours = torch_outputs(network, split, chosen, resolution, softmax=form.softmax)
+    runtimes = [_compared(open_device(FIRST_RUNTIME), path, split, resolution, chosen, ours)]
+    for device in _other_runtimes():
+        few = np.linspace(0, len(chosen) - 1, min(FEW_IMAGES, len(chosen))).astype(np.int64)
+        runtimes.append(_compared(device, path, split, resolution, chosen[few], ours[few]))
+    problems += [problem for runtime in runtimes if (problem := runtime.problem())]
+    return Proof(tuple(runtimes), tuple(problems))
+
+
+def check_file(path: Path, opset: int) -> list[str]:
+    """What is wrong with a file's structure: onnx's full check, and operators that the opset does not have."""
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # noqa: BLE001 (the checker raises types of its own, protobuf others)
+        return [f"onnx's checker refuses it: {str(error).strip().splitlines()[0]}"]
+    written = {entry.domain: entry.version for entry in model.opset_import}
+    if written.get("") != opset:
+        return [f"it has opset {written.get('')}, not {opset}"]
+    unknown = [node.op_type for node in model.graph.node if not _known(node, written)]
+    return [f"opset {opset} has no {', '.join(sorted(set(unknown)))}"] if unknown else []
+
+
+def _known(node: onnx.NodeProto, opsets: dict[str, int]) -> bool:
+    if node.domain not in opsets:
+        return False
+    try:
+        onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
+    except onnx.defs.SchemaError:
+        return False
+    return True
+
+
+def _other_runtimes() -> Iterator[Device]:
+    """Every installed runtime but the first that opens here with single precision."""
+    for row in list_devices():
+        if row.available and row.name != FIRST_RUNTIME:
+            try:
+                device = open_device(row.name)
+            except UserError:  # installed, but not for this machine
+                continue
+            if device.precision == "fp32":
+                yield device
+
+
+def _compared(
+    device: Device, path: Path, split: Examples, resolution: int, chosen: NDArray[np.int64], ours: NDArray[np.float32]
+) -> RuntimeProof:
+    try:
+        theirs = outputs(device, path, split, resolution, indices=chosen)
+    except Exception as error:  # noqa: BLE001 (a runtime may fail in any way; the proof says how)
+        return RuntimeProof(device.name, failure=f"{type(error).__name__}: {str(error).strip()[:300]}")
+    if theirs.shape != ours.shape or not np.isfinite(theirs).all():
+        return RuntimeProof(device.name, failure=f"its output has shape {theirs.shape}, or is not finite")
+    difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
+    return RuntimeProof(device.name, len(chosen), difference, float((ours.argmax(1) == theirs.argmax(1)).mean()))
+
+
+def torch_outputs(
+    network: nn.Module, split: Examples, chosen: NDArray[np.int64], resolution: int, *, softmax: bool
+) -> NDArray[np.float32]:
+    """The network's own outputs, (N, classes)."""
+    parts = np.array_split(chosen, max(1, len(chosen) // _BATCH))
+    with torch.inference_mode():
+        found = torch.cat([network(split.batch(part, resolution)) for part in parts])
+        return (found.softmax(1) if softmax else found).numpy()
