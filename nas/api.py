@@ -91,7 +91,16 @@ def train(
         progress.say(f"{run.path} is trained already")
         supernet.load_state_dict(run.supernet().state_dict())
         return run
-    trained = run_training(supernet, images, resolved, checkpoint=run.checkpoint, seed=seed, stop=stop, progress=progress)
+    trained = run_training(
+        supernet,
+        images,
+        resolved,
+        checkpoint=run.checkpoint,
+        log=run.file("training/log.csv"),
+        seed=seed,
+        stop=stop,
+        progress=progress,
+    )
     log = {"phases": trained.log, "seconds": trained.seconds, "images": trained.images, "data": images.to_dict()}
     write_json(run.file("training/log.json"), "training-log", LOG_VERSION, log)
     save_tensors(run.weights, supernet.state_dict(), "supernet", SUPERNET_VERSION, {"space": settings["space"]})

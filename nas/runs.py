@@ -11,6 +11,7 @@ import search_spaces
 from search_spaces import ElasticSpace, SearchSpace
 from search_spaces.artifacts import read_json, value_hash, write_json
 from search_spaces.errors import UserError
+from supernets.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,8 @@ class Run:
                 allowed="It names space, data, recipe and seed",
                 next_step=f"Make a new run with: {_TRAIN}",
             )
+        # The recipe of an older version lacks the newer fields: they had no other values then than their defaults now.
+        settings["recipe"] = Recipe.from_dict(settings["recipe"], source=str(folder / "run.json")).to_dict()
         return cls(folder, settings)._with(space)
 
     def _with(self, space: SearchSpace | None) -> Run:

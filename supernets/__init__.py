@@ -9,19 +9,22 @@ from supernets.vision import install
 
 if TYPE_CHECKING:
     from supernets.blocks import Network
-    from supernets.calibration import accuracy, recalibrate
+    from supernets.calibration import accuracy, calibrated, evaluate, recalibrate
     from supernets.checkpoint import load_tensors, save_tensors
     from supernets.data import Examples, ImageData, Split, load_data, shown_to
+    from supernets.distributed import ALONE, Ranks, processes
     from supernets.own_models import ElasticSupernet, elastic, elastic_space
+    from supernets.phases import Phase, plan_phases
     from supernets.pretrained import Matched, start_from
-    from supernets.recipe import Phase, PhaseSettings, Recipe, plan_phases
+    from supernets.recipe import PhaseSettings, Recipe
     from supernets.sharing import Fused, fused
     from supernets.sorting import sort_channels
     from supernets.supernet import Supernet, load_weights
     from supernets.torch_onnx import ElasticWriter, export_onnx
-    from supernets.training import Interrupted, Trained, calibrated, evaluate, train
+    from supernets.training import Interrupted, Trained, train
 
 __all__ = [
+    "ALONE",
     "ElasticSupernet",
     "ElasticWriter",
     "Examples",
@@ -32,6 +35,7 @@ __all__ = [
     "Network",
     "Phase",
     "PhaseSettings",
+    "Ranks",
     "Recipe",
     "Split",
     "Supernet",
@@ -47,6 +51,7 @@ __all__ = [
     "load_tensors",
     "load_weights",
     "plan_phases",
+    "processes",
     "recalibrate",
     "save_tensors",
     "shown_to",
@@ -57,17 +62,19 @@ __all__ = [
 
 _MODULES = {
     "blocks": ("Network",),
-    "calibration": ("accuracy", "recalibrate"),
+    "calibration": ("accuracy", "calibrated", "evaluate", "recalibrate"),
     "checkpoint": ("load_tensors", "save_tensors"),
     "data": ("Examples", "ImageData", "Split", "load_data", "shown_to"),
+    "distributed": ("ALONE", "Ranks", "processes"),
     "own_models": ("ElasticSupernet", "elastic", "elastic_space"),
     "pretrained": ("Matched", "start_from"),
-    "recipe": ("Phase", "PhaseSettings", "Recipe", "plan_phases"),
+    "phases": ("Phase", "plan_phases"),
+    "recipe": ("PhaseSettings", "Recipe"),
     "sharing": ("Fused", "fused"),
     "sorting": ("sort_channels",),
     "supernet": ("Supernet", "load_weights"),
     "torch_onnx": ("ElasticWriter", "export_onnx"),
-    "training": ("Interrupted", "Trained", "calibrated", "evaluate", "train"),
+    "training": ("Interrupted", "Trained", "train"),
 }
 _HOMES = {name: f"supernets.{module}" for module, names in _MODULES.items() for name in names}
 
