@@ -11,13 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latency_tables import LatencyTable
-    from nas.api import export, finetune, predictor, profile, report, score, search, space, spaces, train, verify
+    from nas.api import (
+        estimate_training,
+        export,
+        finetune,
+        predictor,
+        profile,
+        rank_check,
+        report,
+        score,
+        search,
+        space,
+        spaces,
+        train,
+        verify,
+    )
     from nas.optimizing import OptimizeResult, optimize
     from nas.pareto import ParetoFront
     from nas.runs import Run
     from nas.selection import survivors
     from search_spaces import Architecture, Choice, SearchSpace, UserError
-    from supernets import Supernet, elastic, fused, load_data, start_from
+    from supernets import Supernet, elastic, fused, load_data, recalibrate, start_from
 
 __all__ = [
     "Architecture",
@@ -30,6 +44,7 @@ __all__ = [
     "Supernet",
     "UserError",
     "elastic",
+    "estimate_training",
     "export",
     "finetune",
     "fused",
@@ -37,6 +52,8 @@ __all__ = [
     "optimize",
     "predictor",
     "profile",
+    "rank_check",
+    "recalibrate",
     "report",
     "score",
     "search",
@@ -62,6 +79,7 @@ _HOMES = {
     "fused": "supernets",
     "load_data": "supernets",
     "optimize": "nas.optimizing",
+    "recalibrate": "supernets",
     "start_from": "supernets",
     "survivors": "nas.selection",
 }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from supernets.checkpoint import load_tensors, save_tensors
     from supernets.data import Examples, ImageData, Split, load_data, shown_to
     from supernets.distributed import ALONE, Ranks, processes
+    from supernets.estimating import PhaseEstimate, estimate_training
     from supernets.own_models import ElasticSupernet, elastic, elastic_space
     from supernets.phases import Phase, plan_phases
     from supernets.pretrained import Matched, start_from
@@ -34,6 +35,7 @@ __all__ = [
     "Matched",
     "Network",
     "Phase",
+    "PhaseEstimate",
     "PhaseSettings",
     "Ranks",
     "Recipe",
@@ -44,6 +46,7 @@ __all__ = [
     "calibrated",
     "elastic",
     "elastic_space",
+    "estimate_training",
     "evaluate",
     "export_onnx",
     "fused",
@@ -66,6 +69,7 @@ _MODULES = {
     "checkpoint": ("load_tensors", "save_tensors"),
     "data": ("Examples", "ImageData", "Split", "load_data", "shown_to"),
     "distributed": ("ALONE", "Ranks", "processes"),
+    "estimating": ("PhaseEstimate", "estimate_training"),
     "own_models": ("ElasticSupernet", "elastic", "elastic_space"),
     "pretrained": ("Matched", "start_from"),
     "phases": ("Phase", "plan_phases"),

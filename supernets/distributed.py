@@ -8,7 +8,7 @@ many of them run side by side. Statistics are not exchanged.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -90,22 +90,20 @@ ALONE = Ranks()
 
 
 @contextmanager
-def processes(environment: Mapping[str, str] | None = None, *, cuda: bool = False) -> Iterator[Ranks]:
+def processes(*, cuda: bool = False) -> Iterator[Ranks]:
     """The processes that ``torchrun`` started, connected while the block runs; a process of its own is alone.
 
     Args:
-        environment: of the process; torchrun says there which one it is.
         cuda: one GPU per process.
 
     Raises:
         UserError: fewer GPUs than processes on this machine.
     """
-    variables = os.environ if environment is None else environment
-    world = int(variables.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield ALONE
         return
-    ranks = Ranks(int(variables["RANK"]), world, int(variables.get("LOCAL_RANK", "0")))
+    ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0")))
     if cuda:
         if ranks.local >= torch.cuda.device_count():
             raise UserError(

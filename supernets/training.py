@@ -33,6 +33,7 @@ __all__ = ["Interrupted", "Trained", "train"]
 
 READ_EVERY = 20  # steps between readings of the loss: each one waits for a GPU
 VALIDATION_GAP = 25_000  # training images between two validations, at least: they must not cost more than training
+JUDGED_AFTER = 50  # steps since the last good state, before an accuracy says that training has failed: a few steps swing
 ROLLBACK_RATE = 0.3  # of all learning rates, after training has failed once
 
 
@@ -162,7 +163,7 @@ class _Run:
             "seed": seed,
         }
         self.file = CheckpointFile(checkpoint, identity)
-        self.step, self.lr_scale, self.best = 0, 1.0, 0.0
+        self.step, self.good_step, self.lr_scale, self.best = 0, 0, 1.0, 0.0
         self.losses: list[float] = []
         self.log: list[dict[str, Any]] = []
         self.carried: dict[str, Tensor] = {}  # what the next optimiser remembers
@@ -206,12 +207,12 @@ class _Run:
 
     def _between_steps(self, phase: Phase, optimiser: torch.optim.Optimizer) -> None:
         asked = self._is_asked()
-        if self.step % READ_EVERY == 0:
-            self._read_losses()
-            self._write_row(phase)
         if self.step % self.validate_every == 0:
             self._validate(phase, optimiser)
-        elif asked or self._is_due():
+        elif self.step % READ_EVERY == 0:
+            self._read_losses()
+            self._write_row(phase)
+        if asked or self._is_due():
             self._save(optimiser_state(optimiser, self.supernet))
         if asked:
             raise Interrupted(self.step, self.file.path)
@@ -343,7 +344,8 @@ class _Run:
     def _judge(self, largest: float) -> None:
         """The first process has validated: is the run still learning?"""
         largest = self.ranks.agreed(largest, self.device)
-        if self.file.path is not None and collapsed(largest, self.best, self.data.classes):
+        long_enough = self.file.path is not None and self.step - self.good_step >= JUDGED_AFTER
+        if long_enough and collapsed(largest, self.best, self.data.classes):
             raise Diverged(self.step, f"the largest network's accuracy fell from {self.best:.1%} to {largest:.1%}")
         self.best = max(self.best, largest)
 
@@ -383,13 +385,14 @@ class _Run:
         if not bool(torch.stack([torch.isfinite(p).all() for p in self.supernet.parameters()]).all()):
             raise Diverged(self.step, "weights are not finite")
         self._saved = time.monotonic()
+        self.good_step = self.step if good else self.good_step
         if not self.ranks.first:
             return
         groups = {"supernet": self.supernet.state_dict(), "optimiser": remembered}
         if self.stepper.teacher is not None and not self.given_teacher:
             groups["teacher"] = self.stepper.teacher.state_dict()
-        meta: dict[str, Any] = {"step": self.step, "log": self.log, "lr_scale": self.lr_scale, "best": self.best}
-        meta |= {"scaler": self.scaler.state_dict(), "noted": self._noted}
+        meta: dict[str, Any] = {"step": self.step, "log": self.log, "good_step": self.good_step}
+        meta |= {"lr_scale": self.lr_scale, "best": self.best, "scaler": self.scaler.state_dict(), "noted": self._noted}
         if self.average is not None:
             groups["average"] = self.average.tensors
             meta["averaged"] = self.average.updates
@@ -401,7 +404,7 @@ class _Run:
         groups, losses, meta = self.file.load(good=good)
         self.supernet.load_state_dict(groups["supernet"])
         self.step, self.log, self.carried = meta["step"], meta["log"], groups["optimiser"]
-        self.losses, self._noted = losses.tolist(), meta.get("noted", 0)
+        self.losses, self._noted, self.good_step = losses.tolist(), meta.get("noted", 0), meta.get("good_step", self.step)
         self.lr_scale, self.best = meta.get("lr_scale", 1.0), meta.get("best", 0.0)
         if meta.get("scaler"):
             self.scaler.load_state_dict(meta["scaler"])
