@@ -89,11 +89,13 @@ def train(
     """
     from supernets import ALONE, load_data, save_tensors, start_from
     from supernets import train as run_training
+    from supernets.checks import check_training
 
     ranks = ranks or ALONE
     images = load_data(data, seed=seed) if isinstance(data, str) else data
     supernet.bind(images.input_shape)
     resolved = _recipe(recipe, epochs)
+    check_training(supernet, images, resolved, ranks)  # before there is a folder
     settings = _settings(supernet, images, resolved, seed)
     if weights is not None:
         progress.say(f"start from {start_from(supernet, weights)}")
@@ -103,21 +105,12 @@ def train(
         progress.say(f"{run.path} is trained already")
         supernet.load_state_dict(run.supernet().state_dict())
         return run
-    trained = run_training(
-        supernet,
-        images,
-        resolved,
-        checkpoint=run.checkpoint,
-        log=run.file("training/log.csv"),
-        scalars=run.file("training/tensorboard") if tensorboard else None,
-        seed=seed,
-        ranks=ranks,
-        stop=stop,
-        progress=progress,
-    )
+    log, scalars = run.file("training/log.csv"), run.file("training/tensorboard") if tensorboard else None
+    watched: dict[str, Any] = {"seed": seed, "ranks": ranks, "stop": stop, "progress": progress}
+    trained = run_training(supernet, images, resolved, checkpoint=run.checkpoint, log=log, scalars=scalars, **watched)
     if ranks.first:
-        log = {"phases": trained.log, "seconds": trained.seconds, "images": trained.images, "data": images.to_dict()}
-        write_json(run.file("training/log.json"), "training-log", LOG_VERSION, log)
+        done = {"phases": trained.log, "seconds": trained.seconds, "images": trained.images, "data": images.to_dict()}
+        write_json(run.file("training/log.json"), "training-log", LOG_VERSION, done)
         save_tensors(run.weights, supernet.state_dict(), "supernet", SUPERNET_VERSION, {"space": settings["space"]})
     ranks.wait()
     return run

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from search_spaces.artifacts import atomic_path, value_hash
+from search_spaces.artifacts import atomic_path, first_difference, value_hash
 from search_spaces.errors import UserError
 from supernets.checkpoint import load_tensors, save_tensors
 from supernets.recipe import Recipe
@@ -89,16 +89,7 @@ class CheckpointFile:
         for part, value in self._identity.items():
             if value_hash(found.get(part)) != value_hash(value):
                 raise UserError(
-                    f"{path} belongs to a run with another {part}: {_difference(found.get(part), value)}",
+                    f"{path} belongs to a run with another {part}: {first_difference(found.get(part), value)}",
                     allowed="A run goes on with the space, recipe, data and seed that it began with",
                     next_step="Give the original settings, or another --out folder",
                 )
-
-
-def _difference(found: Any, wanted: Any, path: str = "") -> str:
-    """The first place where two JSON values differ, as text."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in [*wanted, *(k for k in found if k not in wanted)]:
-            if found.get(key) != wanted.get(key):
-                return _difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
-    return f"{path or 'value'} was {found}, now {wanted}"

@@ -232,7 +232,7 @@ class _Run:
         self.carried = optimiser_state(optimiser, self.supernet) if goes_on else {}
         self._save(self.carried, good=True)
         if self.ranks.first:
-            self.progress.say(_phase_line(row))
+            self.progress.say(_phase_line(row, alone=phase.space.count() == 1))
         if self.step < self.steps and self._is_asked(now=True):
             raise Interrupted(self.step, self.file.path)
 
@@ -418,8 +418,6 @@ class _Run:
             self.stepper.teacher = None
 
 
-def _phase_line(row: dict[str, Any]) -> str:
-    return (
-        f"{row['phase']:<11} loss {row['loss']:.3f}   validation: "
-        f"largest {row['largest']:.1%}, smallest so far {row['smallest']:.1%}"
-    )
+def _phase_line(row: dict[str, Any], *, alone: bool) -> str:
+    found = f"{row['largest']:.1%}" if alone else f"largest {row['largest']:.1%}, smallest so far {row['smallest']:.1%}"
+    return f"{row['phase']:<11} loss {row['loss']:.3f}   validation: {found}"
