@@ -111,9 +111,9 @@ def train(
     rows = TrainingLog(log if own else None, scalars if own else None)
     run = _Run(supernet, data, recipe, seed, checkpoint, ranks, teacher)
     run.stop, run.progress, run.label, run.rows, run.save_every_s = stop, progress, label, rows, save_every_s
-    run.begin()
     begun = time.monotonic()
     try:
+        run.begin()
         while run.step < run.steps:
             try:
                 run.train_phase()
@@ -151,6 +151,7 @@ class _Run:
         self.given_teacher = teacher is not None
         if teacher is not None and recipe.distill:
             self._teach(teacher)
+        self._parts = ranks.world * recipe.accumulate
         self.steps = max(1, round(recipe.epochs * self.stepper.per_epoch))
         self.phases = plan_phases(recipe, supernet.space, steps=self.steps)
         gap = max(round(recipe.validate_every * self.stepper.per_epoch), math.ceil(VALIDATION_GAP / recipe.batch))
@@ -181,7 +182,12 @@ class _Run:
             self._restore(good=False)
         elif self.ranks.first:
             self._save({}, good=True)
-        self.ranks.wait()
+        if self.ranks.agreed(float(self.step), self.device) != self.step:
+            raise UserError(
+                f"process {self.ranks.rank} finds a checkpoint of step {self.step}, the first process another one",
+                allowed="All processes read the same run folder",
+                next_step="Put it where all machines see it",
+            )
         self.rows.begin(self.step)
 
     def train_phase(self) -> None:
@@ -382,7 +388,7 @@ class _Run:
     def _save(self, remembered: dict[str, Tensor], *, good: bool = False) -> None:
         """Write the state, unless it is not worth going back to."""
         self._read_losses()
-        if not bool(torch.stack([torch.isfinite(p).all() for p in self.supernet.parameters()]).all()):
+        if self.step and not bool(torch.stack([torch.isfinite(p).all() for p in self.supernet.parameters()]).all()):
             raise Diverged(self.step, "weights are not finite")
         self._saved = time.monotonic()
         self.good_step = self.step if good else self.good_step
@@ -391,7 +397,7 @@ class _Run:
         groups = {"supernet": self.supernet.state_dict(), "optimiser": remembered}
         if self.stepper.teacher is not None and not self.given_teacher:
             groups["teacher"] = self.stepper.teacher.state_dict()
-        meta: dict[str, Any] = {"step": self.step, "log": self.log, "good_step": self.good_step}
+        meta: dict[str, Any] = {"step": self.step, "log": self.log, "good_step": self.good_step, "parts": self._parts}
         meta |= {"lr_scale": self.lr_scale, "best": self.best, "scaler": self.scaler.state_dict(), "noted": self._noted}
         if self.average is not None:
             groups["average"] = self.average.tensors
@@ -406,6 +412,9 @@ class _Run:
         self.step, self.log, self.carried = meta["step"], meta["log"], groups["optimiser"]
         self.losses, self._noted, self.good_step = losses.tolist(), meta.get("noted", 0), meta.get("good_step", self.step)
         self.lr_scale, self.best = meta.get("lr_scale", 1.0), meta.get("best", 0.0)
+        if (parts := meta.get("parts", self._parts)) != self._parts and self.ranks.first:
+            size = self.recipe.batch // self._parts
+            self.progress.say(f"the batch is in {self._parts} parts now, it was in {parts}: normalisation sees {size} images")
         if meta.get("scaler"):
             self.scaler.load_state_dict(meta["scaler"])
         if self.average is not None:

@@ -30,7 +30,9 @@ def train_supernet(
     model: Annotated[str | None, typer.Option(help="Networks of your own: FILE.py:FUNCTION. The file is run.")] = None,
     choices: Annotated[Path | None, typer.Option(help="TOML file with the choices of --model.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Checkpoint of the largest network to start from.")] = None,
-    recipe: Annotated[str, typer.Option(help="Training recipe, or a TOML file.")] = "progressive",
+    recipe: Annotated[
+        str, typer.Option(help="progressive, quick, sandwich, attentive, alpha-divergence, single, or a TOML file.")
+    ] = "progressive",
     epochs: Annotated[float | None, typer.Option(help="Epochs of all phases together; default: the recipe's.")] = None,
     torch_device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the phases, their time and memory.")] = False,

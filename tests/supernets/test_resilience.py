@@ -173,6 +173,9 @@ def test_two_processes_are_one_with_the_batch_in_two_parts(data: ImageData, tmp_
         moved = max(moved, float((tensor - new_supernet().state_dict()[name]).abs().max()))
     assert moved > 0.02  # it did train
     assert [p.name for p in tmp_path.glob("*.safetensors")] == ["c.safetensors"]
+    said: list[str] = []  # one process goes on from what two have saved, and says what is different
+    train(alone, data, recipe, seed=5, checkpoint=tmp_path / "c.safetensors", progress=mock.Mock(say=said.append))
+    assert said == ["the batch is in 1 parts now, it was in 2: normalisation sees 32 images"]
 
 
 class OneNan:
