@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from latency_tables import LatencyTable
     from nas.api import (
         compare,
+        estimate_training,
         export,
         finetune,
         predictor,
         profile,
         quantize,
+        rank_check,
         report,
         score,
         search,
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from nas.tables import import_kit, import_table, make_kit
     from predictors import ArchitecturePredictor, learning_curve, report_card
     from search_spaces import Architecture, Choice, SearchSpace, UserError
-    from supernets import Supernet, elastic, fused, load_data, start_from
+    from supernets import Supernet, elastic, fused, load_data, recalibrate, start_from
 
 __all__ = [
     "Architecture",
@@ -59,6 +61,7 @@ __all__ = [
     "compare",
     "doctor",
     "elastic",
+    "estimate_training",
     "evolve",
     "export",
     "finetune",
@@ -74,6 +77,8 @@ __all__ = [
     "predictor",
     "profile",
     "quantize",
+    "rank_check",
+    "recalibrate",
     "report",
     "report_card",
     "score",
@@ -115,6 +120,7 @@ _HOMES = {
     "load_network": "nas.plain_networks",
     "optimize": "nas.optimizing",
     "report_card": "predictors",
+    "recalibrate": "supernets",
     "start_from": "supernets",
     "survivors": "nas.selection",
     "write_onnx": "nas.exporting",

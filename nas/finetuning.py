@@ -7,13 +7,17 @@ from pathlib import Path
 
 from torch import nn
 
+from nas.archive import Archive
+from nas.pareto import ParetoFront
 from nas.recipes import load_recipe
 from nas.runs import Run
 from search_spaces import Architecture
+from search_spaces.artifacts import value_hash
+from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import ImageData, Supernet, calibrated, load_tensors, save_tensors, train
+from supernets import ImageData, Recipe, Supernet, calibrated, load_tensors, save_tensors, train
 
-__all__ = ["deployed_network", "finetune_network"]
+__all__ = ["deployed_network", "find_network", "finetune_network", "only"]
 
 FINETUNED_VERSION = 1
 
@@ -31,28 +35,81 @@ def finetune_network(
 
     Args:
         epochs: default: the recipe's.
+        recipe: a name or a TOML file; with ``distill`` the supernet's largest network teaches, on the subnet's images.
+
+    Raises:
+        UserError: the network was fine-tuned with another recipe.
     """
     path = _path(run, arch)
+    chosen = load_recipe(recipe, epochs=epochs)
     if path.exists():
+        _check_recipe(path, chosen)
         return path
     data, seed = run.data(), run.settings["seed"]
-    alone = _only(run, arch)
+    alone = only(run, arch)
     alone.network.load_state_dict(run.supernet().extract(arch).state_dict())
     checkpoint = path.with_suffix(".checkpoint.safetensors")
     train(
         alone,
         data,
-        load_recipe(recipe, epochs=epochs),
+        chosen,
         checkpoint=checkpoint,
         seed=seed,
+        teacher=calibrated(run.supernet(), _teacher(run, arch), data, seed=seed) if chosen.distill else None,
         stop=stop,
         progress=progress,
         label="fine-tune",
     )
-    meta = {"architecture": arch.to_dict(), "supernet": run.weights_hash()}
+    meta = {"architecture": arch.to_dict(), "supernet": run.weights_hash(), "recipe": chosen.to_dict()}
     save_tensors(path, alone.state_dict(), "finetuned", FINETUNED_VERSION, meta)
     checkpoint.unlink(missing_ok=True)
     return path
+
+
+def _teacher(run: Run, arch: Architecture) -> Architecture:
+    """The largest network at the resolution of another one: its statistics must be those of the images it will see."""
+    names = [gene.name for gene in run.space.genes]
+    row = run.space.to_array(run.space.largest)[0].copy()
+    if "resolution" in names:
+        column = names.index("resolution")
+        row[column] = run.space.to_array(arch)[0][column]
+    return run.space.from_array(row[None])[0]
+
+
+def _check_recipe(path: Path, recipe: Recipe) -> None:
+    _, meta = load_tensors(path, "finetuned", FINETUNED_VERSION, make="nas finetune RUN")
+    known = meta.get("recipe")  # files of the first version do not say
+    if known is not None and value_hash(Recipe.from_dict(known, source=str(path)).to_dict()) != value_hash(recipe.to_dict()):
+        raise UserError(
+            f"{path} was fine-tuned with the recipe '{known['name']}' for {known['epochs']:g} epochs, "
+            f"not '{recipe.name}' for {recipe.epochs:g}",
+            allowed="A network is fine-tuned once",
+            next_step=f"Give the same options, or remove {path} to train it anew",
+        )
+
+
+def find_network(run: Run, name: str) -> Architecture:
+    """A network of a run by its id: one of the front or one that was scored; also ``largest`` and ``smallest``.
+
+    Raises:
+        UserError: none of them has this id.
+    """
+    ends = {"largest": run.space.largest, "smallest": run.space.smallest}
+    if name in ends:
+        return ends[name]
+    known: list[Architecture] = []
+    if run.file("front.json").exists():
+        known += [point.arch for point in ParetoFront.load(run.file("front.json"))]
+    if run.study.exists():
+        known += [score.arch for score in Archive(run.study, run.space, weights=run.weights_hash()).scores()]
+    for arch in known:
+        if arch.id == name:
+            return arch
+    raise UserError(
+        f"{run.path} knows no network '{name}'",
+        allowed=f"largest, smallest, or the id of one of the {len({a.id for a in known})} networks scored or on the front",
+        next_step=f"Make a front with: nas search {run.path}",
+    )
 
 
 def deployed_network(run: Run, arch: Architecture, data: ImageData) -> nn.Module:
@@ -62,7 +119,7 @@ def deployed_network(run: Run, arch: Architecture, data: ImageData) -> nn.Module
     if not path.exists():
         return calibrated(run.supernet(), arch, data, seed=seed)
     tensors, _ = load_tensors(path, "finetuned", FINETUNED_VERSION, make=f"nas finetune {run.path} --pick {arch.id}")
-    alone = _only(run, arch)
+    alone = only(run, arch)
     alone.load_state_dict(tensors)
     return calibrated(alone, arch, data, seed=seed)
 
@@ -76,8 +133,8 @@ def _path(run: Run, arch: Architecture) -> Path:
     return run.path / "finetuned" / f"{arch.id}.safetensors"
 
 
-def _only(run: Run, arch: Architecture) -> Supernet:
-    """A supernet of one network: the same training serves it."""
+def only(run: Run, arch: Architecture) -> Supernet:
+    """A supernet of one network, with new weights: the same training serves it."""
     space = run.space
     row = space.to_array(arch)[0]
     single = {gene.name: [gene.options[index]] for gene, index in zip(space.genes, row, strict=True)}

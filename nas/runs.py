@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import search_spaces
 from search_spaces import ElasticSpace, SearchSpace
-from search_spaces.artifacts import read_json, value_hash, write_json
+from search_spaces.artifacts import first_difference, read_json, value_hash, write_json
 from search_spaces.errors import UserError
+from supernets.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,8 @@ class Run:
                 allowed="It names space, data, recipe and seed",
                 next_step=f"Make a new run with: {_TRAIN}",
             )
+        # The recipe of an older version lacks the newer fields: they had no other values then than their defaults now.
+        settings["recipe"] = Recipe.from_dict(settings["recipe"], source=str(folder / "run.json")).to_dict()
         return cls(folder, settings)._with(space)
 
     def _with(self, space: SearchSpace | None) -> Run:
@@ -89,7 +92,7 @@ class Run:
                 known, value = run.settings.get(part), settings.get(part)
                 if value_hash(known) != value_hash(value):
                     raise UserError(
-                        f"{folder} holds another run: its {part} is {_brief(known)}, not {_brief(value)}",
+                        f"{folder} holds another run: its {part} differs ({first_difference(known, value)})",
                         allowed="A run goes on with the settings that it began with",
                         next_step="Choose another folder with --out, or give the run's own settings",
                     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from search_spaces.errors import UserError
 
-__all__ = ["atomic_path", "file_hash", "made_by", "read_json", "value_hash", "write_json"]
+__all__ = ["atomic_path", "file_hash", "first_difference", "made_by", "read_json", "value_hash", "write_json"]
 
 
 def made_by() -> str:
@@ -29,6 +29,15 @@ def value_hash(value: Any) -> str:
     """Sixteen hexadecimal digits that identify a JSON value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def first_difference(found: Any, wanted: Any, path: str = "") -> str:
+    """The first place where two JSON values differ, as text."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *(k for k in found if k not in wanted)]:
+            if found.get(key) != wanted.get(key):
+                return first_difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
+    return f"{path or 'value'} was {found}, now {wanted}"
 
 
 def file_hash(path: Path) -> str:

@@ -9,20 +9,24 @@ from supernets.vision import install
 
 if TYPE_CHECKING:
     from supernets.blocks import Network
-    from supernets.calibration import accuracy, recalibrate
+    from supernets.calibration import accuracy, calibrated, evaluate, recalibrate
     from supernets.checkpoint import load_tensors, save_tensors
     from supernets.data import Examples, ImageData, Split, load_data, shown_to
+    from supernets.distributed import ALONE, Ranks, processes
+    from supernets.estimating import PhaseEstimate, estimate_training
     from supernets.own_models import ElasticSupernet, elastic, elastic_space
+    from supernets.phases import Phase, plan_phases
     from supernets.pretrained import Matched, start_from
-    from supernets.recipe import Phase, PhaseSettings, Recipe, plan_phases
+    from supernets.recipe import PhaseSettings, Recipe
     from supernets.rounding import train_rounded
     from supernets.sharing import Fused, fused
     from supernets.sorting import sort_channels
     from supernets.supernet import Supernet, load_weights
     from supernets.torch_onnx import ElasticWriter, export_onnx
-    from supernets.training import Interrupted, Trained, calibrated, evaluate, train
+    from supernets.training import Interrupted, Trained, train
 
 __all__ = [
+    "ALONE",
     "ElasticSupernet",
     "ElasticWriter",
     "Examples",
@@ -32,7 +36,9 @@ __all__ = [
     "Matched",
     "Network",
     "Phase",
+    "PhaseEstimate",
     "PhaseSettings",
+    "Ranks",
     "Recipe",
     "Split",
     "Supernet",
@@ -41,6 +47,7 @@ __all__ = [
     "calibrated",
     "elastic",
     "elastic_space",
+    "estimate_training",
     "evaluate",
     "export_onnx",
     "fused",
@@ -48,6 +55,7 @@ __all__ = [
     "load_tensors",
     "load_weights",
     "plan_phases",
+    "processes",
     "recalibrate",
     "save_tensors",
     "shown_to",
@@ -59,18 +67,21 @@ __all__ = [
 
 _MODULES = {
     "blocks": ("Network",),
-    "calibration": ("accuracy", "recalibrate"),
+    "calibration": ("accuracy", "calibrated", "evaluate", "recalibrate"),
     "checkpoint": ("load_tensors", "save_tensors"),
     "data": ("Examples", "ImageData", "Split", "load_data", "shown_to"),
+    "distributed": ("ALONE", "Ranks", "processes"),
+    "estimating": ("PhaseEstimate", "estimate_training"),
     "own_models": ("ElasticSupernet", "elastic", "elastic_space"),
     "pretrained": ("Matched", "start_from"),
-    "recipe": ("Phase", "PhaseSettings", "Recipe", "plan_phases"),
     "rounding": ("train_rounded",),
+    "phases": ("Phase", "plan_phases"),
+    "recipe": ("PhaseSettings", "Recipe"),
     "sharing": ("Fused", "fused"),
     "sorting": ("sort_channels",),
     "supernet": ("Supernet", "load_weights"),
     "torch_onnx": ("ElasticWriter", "export_onnx"),
-    "training": ("Interrupted", "Trained", "calibrated", "evaluate", "train"),
+    "training": ("Interrupted", "Trained", "train"),
 }
 _HOMES = {name: f"supernets.{module}" for module, names in _MODULES.items() for name in names}
 

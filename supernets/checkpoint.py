@@ -20,11 +20,22 @@ __all__ = ["load_tensors", "save_tensors"]
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, version: int, meta: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON description; the old file stays until the new one is complete."""
+    """Write tensors and a JSON description; the old file stays until the new one is complete.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     header = {"kind": kind, "version": version, "made_by": made_by(), "checksum": _checksum(plain), **meta}
-    with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata={"hwnas": json.dumps(header, allow_nan=False)})
+    try:
+        with atomic_path(path) as temporary:
+            save_file(plain, temporary, metadata={"hwnas": json.dumps(header, allow_nan=False)})
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be written ({error})",
+            allowed=f"Space for {sum(t.nbytes for t in plain.values()) / 2**20:.1f} MiB; what was there before is unchanged",
+            next_step="Free some space, then run the same command again: it goes on from the last checkpoint",
+        ) from None
 
 
 def load_tensors(path: Path, kind: str, version: int, *, make: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,20 +1,19 @@
-"""Training recipes as data, and the phases that a recipe makes of a space."""
+"""Training recipes as data."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from search_spaces import SearchSpace
-from search_spaces.architecture import Value
 from search_spaces.errors import UserError
 
-__all__ = ["Phase", "PhaseSettings", "Recipe", "plan_phases"]
+__all__ = ["PhaseSettings", "Recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,28 +34,65 @@ class Recipe:
 
     Attributes:
         epochs: of all phases together.
-        batch: images per step.
+        batch: images per optimiser step, over all devices together: a recipe means the same on any number of them.
+        accumulate: parts that each device runs its share of the batch in, one after the other. Less memory, and batch
+            normalisation sees the images of one part only. The same training as on so many devices.
+        optimiser: ``sgd`` (Nesterov's momentum), the published recipes' choice; ``adamw`` for networks with attention.
+        momentum: of SGD; AdamW's first decay rate.
+        weight_decay: on weights, not on biases and normalisations.
         decay_kernel_maps: weight decay on the kernel maps too, as the reference implementation has it (it pulls them
             to zero, not to the identity).
-        distill: weight of the teacher's soft labels beside the true ones; 0 trains without a teacher.
+        clip_norm: longest gradient of a step, over all parameters together; 0 does not clip.
+        clip_value: largest entry of a gradient; AlphaNet's loss needs it (1.0); 0 does not clip.
+        ema: how much of the averaged weights each step keeps; the average is what is validated, teaches and is saved.
+            It follows more quickly at first, and starts anew where channels are sorted. 0 keeps no average.
+        precision: of forward and backward passes: ``fp32``; ``bf16``; ``fp16`` with a loss scale that adapts itself.
+            Weights, losses and statistics are float32 in all of them. Half precision pays on GPUs; on most CPUs it is slower.
+        label_smoothing: share of every label that is spread over all classes.
+        subnet_loss: ``sum`` or ``mean`` over the networks of a step. A sum makes the gradient grow with their number
+            (Once-for-all's learning rates include that).
+        distill: weight of the teacher's soft labels; 0 trains without a teacher.
+        distill_loss: ``cross-entropy``, or ``alpha-divergence`` (AlphaNet, arXiv 2102.07954), which also punishes a
+            student that is surer than its teacher.
+        labels: weight of the true labels for networks that have a teacher; 0 leaves them to the teacher alone.
+        teacher: mode of a teacher that is not trained: ``eval`` normalises by its own statistics, ``train`` by the batch's
+            (as the reference implementation of Once-for-all does).
         sandwich: every step after the full phase also trains the largest network, which teaches the others in place, and
             the smallest one (Yu and Huang, ICCV 2019); otherwise the teacher is the largest network as it was after its
             own phase (Once-for-all). Costs more per step, and leaves the largest network no worse than alone.
         one_schedule: warm-up and cosine run once over the whole training instead of once per phase.
-        phases: settings by what the phase opens: ``full`` (the largest network alone) or the name of a choice;
-            ``other`` serves choices that are not named.
+        sample: ``uniform`` draws every choice uniformly; ``best-up`` and ``worst-up`` draw ``candidates`` networks of like
+            MACs and train the one with the lowest or highest loss on the batch (AttentiveNAS, arXiv 2011.09011).
+        candidates: networks compared for each one trained, unless ``sample`` is uniform.
+        validate_every: epochs between validations of the smallest, the largest and two random networks; ends of phases
+            are validated anyway. 0 validates there only.
+        phases: settings by what the phase opens: ``full`` (the largest network alone), ``all`` (every choice at once,
+            instead of one after the other), or the name of a choice; ``other`` serves choices that are not named.
     """
 
     name: str
     epochs: float = 60.0
     batch: int = 64
+    accumulate: int = 1
+    optimiser: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 3e-5
     decay_kernel_maps: bool = False
+    clip_norm: float = 0.0
+    clip_value: float = 0.0
+    ema: float = 0.0
+    precision: str = "fp32"
     label_smoothing: float = 0.1
+    subnet_loss: str = "sum"
     distill: float = 1.0
+    distill_loss: str = "cross-entropy"
+    labels: float = 1.0
+    teacher: str = "eval"
     sandwich: bool = False
     one_schedule: bool = False
+    sample: str = "uniform"
+    candidates: int = 3
+    validate_every: float = 1.0
     phases: Mapping[str, PhaseSettings] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,101 +147,50 @@ def _typed(cls: type, value: Any, source: str) -> Any:
     return cls(**value)
 
 
+_WORDS = {
+    "optimiser": ("sgd", "adamw"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "subnet_loss": ("sum", "mean"),
+    "distill_loss": ("cross-entropy", "alpha-divergence"),
+    "teacher": ("eval", "train"),
+    "sample": ("uniform", "best-up", "worst-up"),
+}
+
+
 def _check(recipe: Recipe, source: str) -> None:
-    ranges: list[tuple[str, float, bool, str]] = [
-        ("epochs", recipe.epochs, recipe.epochs > 0, "above 0"),
+    ranges: list[tuple[str, Any, bool, str]] = [
+        ("epochs", recipe.epochs, 0 < recipe.epochs < math.inf, "above 0"),
         ("batch", recipe.batch, recipe.batch >= 2, "at least 2 (batch normalisation needs more than one image)"),
+        ("accumulate", recipe.accumulate, recipe.accumulate >= 1, "at least 1"),
         ("momentum", recipe.momentum, 0 <= recipe.momentum < 1, "0 to below 1"),
-        ("weight_decay", recipe.weight_decay, recipe.weight_decay >= 0, "at least 0"),
+        ("weight_decay", recipe.weight_decay, 0 <= recipe.weight_decay < math.inf, "at least 0"),
+        ("clip_norm", recipe.clip_norm, 0 <= recipe.clip_norm < math.inf, "at least 0"),
+        ("clip_value", recipe.clip_value, 0 <= recipe.clip_value < math.inf, "at least 0"),
+        ("ema", recipe.ema, 0 <= recipe.ema < 1, "0 to below 1"),
         ("label_smoothing", recipe.label_smoothing, 0 <= recipe.label_smoothing < 1, "0 to below 1"),
-        ("distill", recipe.distill, recipe.distill >= 0, "at least 0"),
+        ("distill", recipe.distill, 0 <= recipe.distill < math.inf, "at least 0"),
+        ("labels", recipe.labels, 0 <= recipe.labels < math.inf, "at least 0"),
+        ("labels", recipe.labels, recipe.labels + recipe.distill > 0, "above 0 where distill is 0: nothing would be learned"),
+        ("candidates", recipe.candidates, 2 <= recipe.candidates <= 64, "2 to 64"),
+        ("validate_every", recipe.validate_every, 0 <= recipe.validate_every < math.inf, "at least 0"),
     ]
+    for name, words in _WORDS.items():
+        value = getattr(recipe, name)
+        ranges.append((name, repr(value), value in words, f"one of: {', '.join(words)}"))
     for name, phase in recipe.phases.items():
         ranges += [
-            (f"phases.{name}.weight", phase.weight, phase.weight > 0, "above 0"),
-            (f"phases.{name}.lr", phase.lr, phase.lr > 0, "above 0"),
+            (f"phases.{name}.weight", phase.weight, 0 < phase.weight < math.inf, "above 0"),
+            (f"phases.{name}.lr", phase.lr, 0 < phase.lr < math.inf, "above 0"),
             (f"phases.{name}.warmup", phase.warmup, 0 <= phase.warmup < 1, "0 to below 1"),
             (f"phases.{name}.subnets", phase.subnets, 1 <= phase.subnets <= 64, "1 to 64"),
         ]
     for name, value, good, allowed in ranges:
         if not good:
             raise UserError(f"{source}: {name} = {value}", allowed=f"{name} is {allowed}", next_step="Correct it")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One phase of a run: steps ``start`` to ``stop`` sample architectures of ``space``.
-
-    Attributes:
-        opens: the choice that this phase opens, or ``full``.
-        trained: the part of the space that earlier phases trained.
-    """
-
-    name: str
-    opens: str
-    space: SearchSpace
-    trained: SearchSpace
-    start: int
-    stop: int
-    settings: PhaseSettings
-
-
-def plan_phases(recipe: Recipe, space: SearchSpace, *, steps: int) -> list[Phase]:
-    """Progressive shrinking: the largest network, then the space's choices opened one after the other.
-
-    The order is the space's own (``space.shrink``); choices with one option need no phase. A stepwise choice gets one
-    phase per option, the last one twice as long as the others.
-
-    Args:
-        steps: of the whole run; divided among the phases by weight, at least one step each.
-
-    Raises:
-        UserError: the recipe has no settings for a choice of the space, or there are fewer steps than phases.
-    """
-    stages = _stages(recipe, space)
-    if steps < len(stages):
+    others = [name for name in recipe.phases if name not in ("full", "all")]
+    if "all" in recipe.phases and others:
         raise UserError(
-            f"{steps} training steps for {len(stages)} phases",
-            allowed="At least one step per phase",
-            next_step="Raise the epochs, or lower the batch size",
+            f"{source}: phases 'all' and '{others[0]}'",
+            allowed="'all' opens every choice: beside it there is only 'full'",
+            next_step="Remove one of them",
         )
-    weights = [weight for *_, weight in stages]
-    bounds = [round(sum(weights[:i]) / sum(weights) * steps) for i in range(len(stages) + 1)]
-    for i in range(1, len(bounds)):  # a phase that rounding left without a step takes one
-        bounds[i] = max(bounds[i], bounds[i - 1] + 1)
-    for i in range(len(bounds) - 1, 0, -1):
-        bounds[i] = min(bounds[i], steps - (len(bounds) - 1 - i))
-    phases, trained = [], space.restrict({gene.name: [gene.options[-1]] for gene in space.genes})
-    for (name, opens, part, settings, _), start, stop in zip(stages, bounds, bounds[1:], strict=False):
-        phases.append(Phase(name, opens, part, trained, start, stop, settings))
-        trained = part
-    return phases
-
-
-def _stages(recipe: Recipe, space: SearchSpace) -> list[tuple[str, str, SearchSpace, PhaseSettings, float]]:
-    """(name, choice opened, part of the space, settings, weight) of every phase."""
-    closed: dict[str, list[Value]] = {gene.name: [gene.options[-1]] for gene in space.genes}
-    stages: list[tuple[str, str, SearchSpace, PhaseSettings, float]] = []
-    if "full" in recipe.phases:
-        settings = recipe.phases["full"]
-        stages.append(("full", "full", space.restrict(closed), settings, settings.weight))
-    for choice in space.shrink:
-        genes = [gene for gene in space.genes if gene.choice == choice]
-        most = max(len(gene.options) for gene in genes)
-        if most == 1:
-            continue
-        named = choice if choice in recipe.phases else "other"
-        if named not in recipe.phases:
-            raise UserError(
-                f"recipe '{recipe.name}' has no phase for the choice '{choice}' of {space.key}",
-                allowed=f"Its phases: {', '.join(recipe.phases)}",
-                next_step=f"Add a table [phases.{choice}] or [phases.other]",
-            )
-        settings = recipe.phases[named]
-        counts = range(2, most + 1) if settings.stepwise else [most]
-        for number, kept in enumerate(counts):
-            closed |= {gene.name: list(gene.options[-kept:]) for gene in genes}
-            label = f"{choice} {number + 1}/{len(counts)}" if len(counts) > 1 else choice
-            share = (2 if number == len(counts) - 1 else 1) / (len(counts) + 1)
-            stages.append((label, choice, space.restrict(closed), settings, settings.weight * share))
-    return stages

@@ -1,14 +1,11 @@
-"""Training a supernet phase by phase: resumable, and the same bits whether it was interrupted or not (on CPU).
-
-Every random draw comes from a generator seeded with (seed, purpose, step or epoch), so there is no generator state to
-save: the step number is enough to go on.
-"""
+"""Training a supernet phase by phase: resumable, and the same bits whether it was interrupted or not (on CPU)."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,29 +13,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from search_spaces import Architecture, SearchSpace
-from search_spaces.artifacts import value_hash
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
-from supernets.calibration import accuracy, recalibrate
-from supernets.checkpoint import load_tensors, save_tensors
-from supernets.data import Examples, ImageData, shown_to
-from supernets.recipe import Phase, Recipe, plan_phases
+from supernets.calibration import calibrated
+from supernets.checks import check_training
+from supernets.data import ImageData, shown_to
+from supernets.distributed import ALONE, Ranks
+from supernets.health import Diverged, TrainingLog, collapsed, status_line, validate
+from supernets.optimising import WeightAverage, learning_rate, make_optimiser, optimiser_state, restore_state
+from supernets.phases import Phase, plan_phases
+from supernets.recipe import Recipe
 from supernets.sorting import sort_channels
+from supernets.states import CheckpointFile
+from supernets.steps import Steps, networks_per_step
 from supernets.supernet import Supernet
 
-__all__ = ["CALIBRATION_BATCH", "CALIBRATION_IMAGES", "Interrupted", "Trained", "calibrated", "evaluate", "train"]
+__all__ = ["Interrupted", "Trained", "train"]
 
-CHECKPOINT_VERSION = 1
-CALIBRATION_IMAGES = 2000
-CALIBRATION_BATCH = 200
-EVALUATION_BATCH = 250
-LOG_IMAGES = 2000  # validation images for the log's accuracies
-
-# Purposes of random draws, the second number of every seed.
-_ORDER, _STEP, _CALIBRATION, _AUGMENTATION = 1, 2, 3, 4
+READ_EVERY = 20  # steps between readings of the loss: each one waits for a GPU
+VALIDATION_GAP = 25_000  # training images between two validations, at least: they must not cost more than training
+JUDGED_AFTER = 50  # steps since the last good state, before an accuracy says that training has failed: a few steps swing
+ROLLBACK_RATE = 0.3  # of all learning rates, after training has failed once
 
 
 class Interrupted(Exception):
@@ -67,49 +63,18 @@ class Trained:
     log: list[dict[str, Any]]
 
 
-def calibrated(supernet: Supernet, arch: Architecture, data: ImageData, *, seed: int = 0) -> nn.Module:
-    """The extracted network of an architecture with its own batch-normalisation statistics, in evaluation mode.
-
-    Statistics come from up to 2,000 training images, augmented as in training, at the architecture's resolution; the
-    same images for every architecture.
-    """
-    network = supernet.extract(arch)
-    rng = np.random.default_rng([seed, _CALIBRATION])
-    device = next(network.parameters()).device
-    order = rng.permutation(len(data.train))[:CALIBRATION_IMAGES]
-    # Equal batches: the last, smaller one would weigh its noisier variance like the others.
-    size = min(CALIBRATION_BATCH, len(order))
-    usable = len(order) // size * size
-    resolution = _resolution(arch, data)
-    recalibrate(network, (data.train.batch(part, resolution, rng=rng).to(device) for part in order[:usable].reshape(-1, size)))
-    return network
-
-
-def evaluate(network: nn.Module, split: Examples, resolution: int, *, most: int | None = None) -> tuple[float, int]:
-    """Top-1 accuracy of a network as a fraction, and the number of images.
-
-    Args:
-        most: images to use: an even sample of the split, always the same; None uses all.
-    """
-    device = next(network.parameters()).device
-    count = len(split) if most is None else min(most, len(split))
-    chosen = np.linspace(0, len(split) - 1, count).astype(np.int64)
-    parts = np.array_split(chosen, math.ceil(count / EVALUATION_BATCH))
-    return accuracy(network, ((split.batch(p, resolution).to(device), split.labels[p].to(device)) for p in parts))
-
-
-def _resolution(arch: Architecture, data: ImageData) -> int:
-    return int(arch.to_dict().get("resolution", data.size))
-
-
 def train(
     supernet: Supernet,
     data: ImageData,
     recipe: Recipe,
     *,
     checkpoint: Path | None = None,
+    log: Path | None = None,
+    scalars: Path | None = None,
     seed: int = 0,
     save_every_s: float = 120.0,
+    teacher: nn.Module | None = None,
+    ranks: Ranks = ALONE,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress = SILENT,
     label: str = "train",
@@ -118,300 +83,350 @@ def train(
 
     A step draws a batch, one resolution for it, and ``subnets`` architectures; their gradients are summed (loss of the
     labels plus ``distill`` times the loss of the teacher's soft labels) before one optimiser step. The teacher is the
-    largest network, as it was after its own phase or as it is (see `Recipe.sandwich`).
+    largest network, as it was after its own phase or as it is (see `Recipe.sandwich`), or one that is given.
+
+    A loss that is not finite, or a largest network that forgets what it knew, takes training back to the last good state,
+    with lower learning rates from there on; once.
 
     Args:
         checkpoint: file to resume from and to save to; None keeps nothing.
+        log: CSV file of losses, speed and validations; default: beside the checkpoint, with the suffix ``.csv``.
+        scalars: folder for the same as TensorBoard scalars.
         save_every_s: seconds between checkpoints (one is written at every end of a phase too).
+        teacher: a network that teaches, unless ``recipe.distill`` is 0; on the supernet's device.
+        ranks: the processes that train together; every one of them calls this alike.
         stop: asked after every step; True saves and raises `Interrupted`.
         label: what progress calls this training.
 
     Raises:
-        UserError: class counts differ, too little data for one batch, a checkpoint of another run, or divergence.
+        UserError: class counts differ, too little data for one batch, a batch that cannot be divided, a checkpoint of
+            another run, a full disk, or divergence.
         Interrupted: ``stop`` said so.
     """
     supernet.bind(data.input_shape)
     data = shown_to(data, supernet.space)
-    _check_data(supernet, data, recipe)
-    run = _Run(supernet, data, recipe, seed, checkpoint)
-    run.resume()
-    begun, saved = time.monotonic(), time.monotonic()
-    for phase in run.phases:
-        if run.step >= phase.stop:
-            continue
-        progress.start(f"{label} {phase.name}", phase.stop - phase.start)
-        progress.advance(run.step - phase.start)
-        try:
-            if run.step == phase.start:
-                run.enter(phase)
-            optimiser = run.optimiser(phase)
-            while run.step < phase.stop:
-                run.take_step(phase, optimiser)
-                progress.advance()
-                if run.step == phase.stop:
-                    break
-                if (asked := stop()) or time.monotonic() - saved > save_every_s:
-                    run.save(optimiser)
-                    saved = time.monotonic()
-                if asked:
-                    raise Interrupted(run.step, checkpoint)
-        finally:
-            progress.stop()
-        run.leave(phase, optimiser)
-        progress.say(_phase_line(run.log[-1]))
-        if run.step < run.steps and stop():
-            raise Interrupted(run.step, checkpoint)
+    check_training(supernet, data, recipe, ranks)
+    log = log or (checkpoint and checkpoint.with_suffix(".csv"))
+    own = ranks.first  # one process writes
+    rows = TrainingLog(log if own else None, scalars if own else None)
+    run = _Run(supernet, data, recipe, seed, checkpoint, ranks, teacher)
+    run.stop, run.progress, run.label, run.rows, run.save_every_s = stop, progress, label, rows, save_every_s
+    begun = time.monotonic()
+    try:
+        run.begin()
+        while run.step < run.steps:
+            try:
+                run.train_phase()
+            except Diverged as event:
+                run.turn_back(event)
+    finally:
+        rows.close()
+    run.finish()
     return Trained(run.steps, run.steps * recipe.batch, time.monotonic() - begun, run.log)
-
-
-def _phase_line(row: dict[str, Any]) -> str:
-    return (
-        f"{row['phase']:<11} loss {row['loss']:.3f}   validation: "
-        f"largest {row['largest']:.1%}, smallest so far {row['smallest']:.1%}"
-    )
-
-
-def _check_data(supernet: Supernet, data: ImageData, recipe: Recipe) -> None:
-    if supernet.classes != data.classes:
-        raise UserError(
-            f"{data.name} has {data.classes} classes, the supernet {supernet.classes}",
-            allowed="Both must agree",
-            next_step=f"Make the supernet with classes={data.classes}",
-        )
-    if len(data.train) < recipe.batch:
-        raise UserError(
-            f"{data.name} has {len(data.train)} training images for batches of {recipe.batch}",
-            allowed="At least one full batch",
-            next_step="Use a smaller batch or more images",
-        )
 
 
 class _Run:
     """The state of one training run: where it is, its teacher, its log."""
 
-    def __init__(self, supernet: Supernet, data: ImageData, recipe: Recipe, seed: int, checkpoint: Path | None) -> None:
-        self.supernet, self.data, self.recipe, self.seed, self.checkpoint = supernet, data, recipe, seed, checkpoint
-        self.steps_per_epoch = len(data.train) // recipe.batch
-        self.steps = max(1, round(recipe.epochs * self.steps_per_epoch))
+    stop: Callable[[], bool]
+    progress: Progress
+    label: str
+    rows: TrainingLog
+    save_every_s: float
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        data: ImageData,
+        recipe: Recipe,
+        seed: int,
+        checkpoint: Path | None,
+        ranks: Ranks,
+        teacher: nn.Module | None,
+    ) -> None:
+        self.supernet, self.data, self.recipe, self.seed, self.ranks = supernet, data, recipe, seed, ranks
+        self.device = next(supernet.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.stepper = Steps(supernet, data, recipe, seed, ranks, self.scaler)
+        self.given_teacher = teacher is not None
+        if teacher is not None and recipe.distill:
+            self._teach(teacher)
+        self._parts = ranks.world * recipe.accumulate
+        self.steps = max(1, round(recipe.epochs * self.stepper.per_epoch))
         self.phases = plan_phases(recipe, supernet.space, steps=self.steps)
-        self.step = 0
+        gap = max(round(recipe.validate_every * self.stepper.per_epoch), math.ceil(VALIDATION_GAP / recipe.batch))
+        self.validate_every = gap if recipe.validate_every else self.steps + 1
+        self.average = WeightAverage(supernet, recipe.ema) if recipe.ema else None
+        identity = {
+            "space": supernet.space.to_dict(),
+            "recipe": recipe.to_dict(),
+            "data": {"name": data.name, "hash": data.hash},
+            "seed": seed,
+        }
+        self.file = CheckpointFile(checkpoint, identity)
+        self.step, self.good_step, self.lr_scale, self.best = 0, 0, 1.0, 0.0
         self.losses: list[float] = []
         self.log: list[dict[str, Any]] = []
-        self.teacher: nn.Module | None = None
-        self.momentum: dict[str, Tensor] = {}
-        self.device = next(supernet.parameters()).device
-        self._order: tuple[int, np.ndarray[Any, Any]] | None = None
+        self.carried: dict[str, Tensor] = {}  # what the next optimiser remembers
+        self._unread: list[tuple[Tensor, int]] = []
+        self._asked = torch.zeros((), device=self.device)  # how many processes were asked to stop
+        self._saved = self._begun = time.monotonic()
+        self._work = 0  # networks trained for a step, in this process
+        self._noted = 0  # losses that are in a row of the log
 
     # ---- phases ----
 
-    def enter(self, phase: Phase) -> None:
-        if phase.settings.sort:
-            sort_channels(self.supernet, phase.trained)
-
-    def leave(self, phase: Phase, optimiser: torch.optim.Optimizer) -> None:
-        if phase.opens == "full" and self.recipe.distill and not self.recipe.sandwich:
-            self.teacher = calibrated(self.supernet, self.supernet.space.largest, self.data, seed=self.seed).requires_grad_(
-                False
+    def begin(self) -> None:
+        """Go on from the checkpoint, or be the first one."""
+        if self.file.exists:
+            self._restore(good=False)
+        elif self.ranks.first:
+            self._save({}, good=True)
+        if self.ranks.agreed(float(self.step), self.device) != self.step:
+            raise UserError(
+                f"process {self.ranks.rank} finds a checkpoint of step {self.step}, the first process another one",
+                allowed="All processes read the same run folder",
+                next_step="Put it where all machines see it",
             )
-        row: dict[str, Any] = {"phase": phase.name, "step": self.step, "loss": float(np.mean(self.losses[-100:]))}
-        for label, arch in (("largest", phase.space.largest), ("smallest", phase.space.smallest)):
-            network = calibrated(self.supernet, arch, self.data, seed=self.seed)
-            row[label], _ = evaluate(network, self.data.val, _resolution(arch, self.data), most=LOG_IMAGES)
+        self.rows.begin(self.step)
+
+    def train_phase(self) -> None:
+        """From where the run is to the end of its phase."""
+        phase = next(phase for phase in self.phases if self.step < phase.stop)
+        self.progress.start(f"{self.label} {phase.name}", phase.stop - phase.start)
+        self.progress.advance(self.step - phase.start)
+        try:
+            if self.step == phase.start and phase.settings.sort:
+                sort_channels(self.supernet, phase.trained)
+                if self.average is not None:
+                    self.average.restart()
+            optimiser = make_optimiser(self.supernet, self.recipe, lr=phase.settings.lr)
+            restore_state(optimiser, self.supernet, self.carried)
+            while self.step < phase.stop:
+                self._take_step(phase, optimiser)
+                self.progress.advance()
+                if self.step < phase.stop:
+                    self._between_steps(phase, optimiser)
+        finally:
+            self.progress.stop()
+        self._leave(phase, optimiser)
+
+    def _between_steps(self, phase: Phase, optimiser: torch.optim.Optimizer) -> None:
+        asked = self._is_asked()
+        if self.step % self.validate_every == 0:
+            self._validate(phase, optimiser)
+        elif self.step % READ_EVERY == 0:
+            self._read_losses()
+            self._write_row(phase)
+        if asked or self._is_due():
+            self._save(optimiser_state(optimiser, self.supernet))
+        if asked:
+            raise Interrupted(self.step, self.file.path)
+
+    def _leave(self, phase: Phase, optimiser: torch.optim.Optimizer) -> None:
+        self._read_losses()
+        with self._averaged():
+            if phase.opens == "full" and self.recipe.distill and not self.recipe.sandwich and not self.given_teacher:
+                self._teach(calibrated(self.supernet, self.supernet.space.largest, self.data, seed=self.seed))
+            found = validate(self.supernet, phase, self.data, seed=self.seed, randoms=False) if self.ranks.first else {}
+        row: dict[str, Any] = {"phase": phase.name, "step": self.step, "loss": float(np.mean(self.losses[-100:])), **found}
+        self._judge(found.get("largest", 0.0))
         self.log.append(row)
-        self.losses = []
-        self.momentum = self._momentum(optimiser) if self.recipe.one_schedule and not self._sorts_next() else {}
-        self.save(optimiser if self.momentum else None)
+        self._write_row(phase, **found)
+        self.losses, self._noted = [], 0
+        goes_on = self.recipe.one_schedule and not self._sorts_next()
+        self.carried = optimiser_state(optimiser, self.supernet) if goes_on else {}
+        self._save(self.carried, good=True)
+        if self.ranks.first:
+            self.progress.say(_phase_line(row, alone=phase.space.count() == 1))
+        if self.step < self.steps and self._is_asked(now=True):
+            raise Interrupted(self.step, self.file.path)
 
     def _sorts_next(self) -> bool:
         """Whether a phase begins here that reorders channels: the momentum of the old order would be noise."""
         return any(phase.start == self.step and phase.settings.sort for phase in self.phases)
 
-    def _momentum(self, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Momentum buffers by parameter name."""
-        state = optimiser.state
-        named = self.supernet.named_parameters()
-        return {name: state[p]["momentum_buffer"] for name, p in named if "momentum_buffer" in state.get(p, {})}
+    def _teach(self, teacher: nn.Module) -> None:
+        """Let a network teach: its weights are fixed; its statistics too, unless the recipe says otherwise."""
+        teacher.requires_grad_(False).eval()
+        if self.recipe.teacher == "train":
+            for module in teacher.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train()
+        self.stepper.teacher = teacher
+
+    def finish(self) -> None:
+        """The averaged weights, where there are some, are the result."""
+        if self.average is not None:
+            self.average.give()
+        if self.ranks.first:
+            self.file.forget()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        if self.average is None:
+            yield
+            return
+        with self.average.in_place():
+            yield
 
     # ---- one step ----
 
-    def optimiser(self, phase: Phase) -> torch.optim.Optimizer:
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for name, parameter in self.supernet.named_parameters():
-            if "kernels." in name:
-                (decayed if self.recipe.decay_kernel_maps else plain).append(parameter)
-            else:
-                (plain if parameter.ndim < 2 else decayed).append(parameter)
-        groups = [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimiser = torch.optim.SGD(
-            groups, lr=phase.settings.lr, momentum=self.recipe.momentum, nesterov=self.recipe.momentum > 0
-        )
-        named = dict(self.supernet.named_parameters())
-        for name, buffer in self.momentum.items():
-            optimiser.state[named[name]]["momentum_buffer"] = buffer.to(self.device)
-        return optimiser
-
-    def take_step(self, phase: Phase, optimiser: torch.optim.Optimizer) -> None:
-        rng = np.random.default_rng([self.seed, _STEP, self.step])
-        rows = phase.space.sample_rows(phase.settings.subnets, rng, per_gene=True)
-        sandwich = self.recipe.sandwich and phase.opens != "full"
-        if sandwich:
-            rows = np.concatenate([rows, phase.space.to_array(phase.space.smallest)])
-        archs = _same_resolution(phase.space, rows)
+    def _take_step(self, phase: Phase, optimiser: torch.optim.Optimizer) -> None:
         for group in optimiser.param_groups:
             group["lr"] = self._learning_rate(phase)
-        self.supernet.train()
         optimiser.zero_grad(set_to_none=True)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # dropout takes no generator: a seed of its own, and the caller's is restored
-            torch.manual_seed(_torch_seed(self.seed, self.step))
-            soft, total = None, torch.zeros((), device=self.device)
-            if sandwich:
-                soft, total = self._largest_step()
-            images, labels = self._batch(_resolution(archs[0], self.data))
-            if self.teacher is not None:
-                with torch.no_grad():
-                    soft = F.softmax(self.teacher(images), dim=1)  # (B, classes)
-            total += self._backward(archs, images, labels, soft)
-        optimiser.step()
+        total, networks = self.stepper.gradients(self.step, phase)
+        parameters = list(self.supernet.parameters())
+        if self.ranks.world > 1:
+            asked = torch.full_like(total, float(self.stop()))
+            total, asked = self.ranks.exchange(parameters, torch.stack([total, asked])).unbind()
+            self._asked = self._asked + asked
+        self.scaler.unscale_(optimiser)
+        if self.recipe.clip_value:
+            nn.utils.clip_grad_value_(parameters, self.recipe.clip_value)
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
+        self.scaler.step(optimiser)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update()
         self.step += 1
-        self._note_loss(float(total) / (len(archs) + sandwich))
-
-    def _loss(self, logits: Tensor, labels: Tensor, soft: Tensor | None) -> Tensor:
-        """Mean loss of a batch, the teacher's soft labels beside the true ones."""
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        return loss if soft is None else loss + self.recipe.distill * F.cross_entropy(logits, soft)
-
-    def _largest_step(self) -> tuple[Tensor, Tensor]:
-        """Gradients of the largest network at its own resolution; returns its soft labels (B, classes) and its loss."""
-        largest = self.supernet.space.largest
-        images, labels = self._batch(_resolution(largest, self.data))
-        logits = self.supernet(images, largest)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return F.softmax(logits.detach(), dim=1), loss.detach()
+        self._work += networks
+        self._unread.append((total, networks))
+        self.rows.seen(self.recipe.batch)
 
     def _learning_rate(self, phase: Phase) -> float:
         """Warm-up and cosine over the phase, or over the whole run."""
         span = (0, self.steps) if self.recipe.one_schedule else (phase.start, phase.stop)
-        return learning_rate(self.step, *span, peak=phase.settings.lr, warmup=phase.settings.warmup)
+        return self.lr_scale * learning_rate(self.step, *span, peak=phase.settings.lr, warmup=phase.settings.warmup)
 
-    def _backward(self, archs: list[Architecture], images: Tensor, labels: Tensor, soft: Tensor | None) -> Tensor:
-        """Gradients of all architectures, summed; returns the summed loss."""
-        total = torch.zeros((), device=self.device)
-        for arch in archs:
-            logits = self.supernet(images, arch)
-            loss = self._loss(logits, labels, soft)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        return total
+    def _is_asked(self, *, now: bool = False) -> bool:
+        """Whether to stop: all processes say the same at the same step, so they look at what was exchanged."""
+        if self.ranks.world == 1:
+            return self.stop()
+        waits = self.device.type == "cuda"
+        return bool(self._asked > 0) if now or not waits or self.step % READ_EVERY == 0 else False
 
-    def _batch(self, resolution: int) -> tuple[Tensor, Tensor]:
-        """The step's images, augmented alike at every resolution, and their labels."""
-        rng = np.random.default_rng([self.seed, _AUGMENTATION, self.step])
-        epoch, at = divmod(self.step, self.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.data.train)))
-        indices = self._order[1][at * self.recipe.batch : (at + 1) * self.recipe.batch]
-        images = self.data.train.batch(indices, resolution, rng=rng)
-        return images.to(self.device), self.data.train.labels[indices].to(self.device)
+    def _is_due(self) -> bool:
+        """Whether to save: the first process's clock decides."""
+        late = time.monotonic() - self._saved > self.save_every_s
+        if self.ranks.world == 1:
+            return late
+        return self.step % READ_EVERY == 0 and bool(self.ranks.agreed(float(late), self.device))
 
-    def _note_loss(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            kept = f"the last checkpoint is {self.checkpoint}" if self.checkpoint else "nothing was saved"
+    # ---- health ----
+
+    def _read_losses(self) -> None:
+        """Wait for the losses of the last steps and look at them."""
+        if not self._unread:
+            return
+        values = torch.stack([total for total, _ in self._unread]).tolist()
+        losses = [value / networks for value, (_, networks) in zip(values, self._unread, strict=True)]
+        self._unread = []
+        bad = [n for n, loss in enumerate(losses) if not math.isfinite(loss)]
+        if bad:
+            raise Diverged(self.step - len(losses) + bad[0] + 1, f"its loss is {losses[bad[0]]}")
+        self.losses += losses
+
+    def _write_row(self, phase: Phase, **values: float) -> dict[str, Any]:
+        fresh = self.losses[self._noted :] or self.losses[-1:]
+        self._noted = len(self.losses)
+        epoch, rate = self.step / self.stepper.per_epoch, self._learning_rate(phase)
+        return self.rows.write(
+            self.step, epoch=epoch, phase=phase.name, lr=rate, loss=float(np.mean(fresh or [math.nan])), **values
+        )
+
+    def _validate(self, phase: Phase, optimiser: torch.optim.Optimizer) -> None:
+        self._read_losses()
+        with self._averaged():
+            found = validate(self.supernet, phase, self.data, seed=self.seed) if self.ranks.first else {}
+        self._judge(found.get("largest", 0.0))
+        row = self._write_row(phase, **found)
+        self._save(optimiser_state(optimiser, self.supernet), good=True)
+        if self.ranks.first:
+            self.progress.say(status_line(row, epochs=self.recipe.epochs, left_s=self._left()))
+
+    def _judge(self, largest: float) -> None:
+        """The first process has validated: is the run still learning?"""
+        largest = self.ranks.agreed(largest, self.device)
+        long_enough = self.file.path is not None and self.step - self.good_step >= JUDGED_AFTER
+        if long_enough and collapsed(largest, self.best, self.data.classes):
+            raise Diverged(self.step, f"the largest network's accuracy fell from {self.best:.1%} to {largest:.1%}")
+        self.best = max(self.best, largest)
+
+    def _left(self) -> float:
+        """Seconds, if a network costs as much from here on as it did so far."""
+        phases = [(p, p.stop - max(p.start, self.step)) for p in self.phases if p.stop > self.step]
+        ahead = sum(networks_per_step(self.recipe, phase) * steps for phase, steps in phases)
+        return ahead * (time.monotonic() - self._begun) / max(1, self._work)
+
+    def turn_back(self, event: Diverged) -> None:
+        """Go back to the last good state with lower learning rates; raises a `UserError` the second time."""
+        self.ranks.wait()
+        if self.lr_scale != 1 or not self.file.has_good:
+            kept = f"the last good state is in {self.file.path}" if self.file.has_good else "nothing was saved"
+            again = "again, also with lower learning rates" if self.lr_scale != 1 else ""
             raise UserError(
-                f"training diverged at step {self.step} (loss {loss}); {kept}",
-                allowed="The loss must stay finite",
+                f"{event} {again}".strip() + f"; {kept}",
+                allowed="The loss stays finite, and the largest network keeps what it has learned",
                 next_step="Lower the recipe's lr and start again in a new folder",
             )
-        self.losses.append(loss)
+        self._unread = []
+        self._restore(good=True)
+        self.lr_scale = ROLLBACK_RATE
+        text = f"{event}: back to step {self.step}, learning rates times {ROLLBACK_RATE:g} from here on"
+        if self.ranks.first:
+            self._save(self.carried)
+            phase = next(phase for phase in self.phases if self.step < phase.stop)
+            self.rows.write(self.step, epoch=self.step / self.stepper.per_epoch, phase=phase.name, event=text)
+            self.progress.say(text)
+        self.ranks.wait()
 
     # ---- files ----
 
-    def _identity(self) -> dict[str, Any]:
-        """What must agree between a checkpoint and the run that goes on from it."""
-        return {
-            "space": self.supernet.space.to_dict(),
-            "recipe": self.recipe.to_dict(),
-            "data": {"name": self.data.name, "hash": self.data.hash},
-            "seed": self.seed,
-        }
-
-    def save(self, optimiser: torch.optim.Optimizer | None) -> None:
-        if self.checkpoint is None:
+    def _save(self, remembered: dict[str, Tensor], *, good: bool = False) -> None:
+        """Write the state, unless it is not worth going back to."""
+        self._read_losses()
+        if self.step and not bool(torch.stack([torch.isfinite(p).all() for p in self.supernet.parameters()]).all()):
+            raise Diverged(self.step, "weights are not finite")
+        self._saved = time.monotonic()
+        self.good_step = self.step if good else self.good_step
+        if not self.ranks.first:
             return
-        tensors = {f"supernet.{name}": tensor for name, tensor in self.supernet.state_dict().items()}
-        if self.teacher is not None:
-            tensors |= {f"teacher.{name}": tensor for name, tensor in self.teacher.state_dict().items()}
-        if optimiser is not None:
-            tensors |= {f"momentum.{name}": buffer for name, buffer in self._momentum(optimiser).items()}
-        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        meta = {"identity": self._identity(), "step": self.step, "log": self.log}
-        save_tensors(self.checkpoint, tensors, "training-checkpoint", CHECKPOINT_VERSION, meta)
+        groups = {"supernet": self.supernet.state_dict(), "optimiser": remembered}
+        if self.stepper.teacher is not None and not self.given_teacher:
+            groups["teacher"] = self.stepper.teacher.state_dict()
+        meta: dict[str, Any] = {"step": self.step, "log": self.log, "good_step": self.good_step, "parts": self._parts}
+        meta |= {"lr_scale": self.lr_scale, "best": self.best, "scaler": self.scaler.state_dict(), "noted": self._noted}
+        if self.average is not None:
+            groups["average"] = self.average.tensors
+            meta["averaged"] = self.average.updates
+        self.file.save(groups, torch.tensor(self.losses, dtype=torch.float64), meta)
+        if good:
+            self.file.keep()
 
-    def resume(self) -> None:
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return
-        tensors, meta = load_tensors(self.checkpoint, "training-checkpoint", CHECKPOINT_VERSION, make="nas train-supernet")
-        self._same_run(meta)
-        parts: dict[str, dict[str, Tensor]] = {"supernet": {}, "teacher": {}, "momentum": {}}
-        for name, tensor in tensors.items():
-            if name != "losses":
-                part, rest = name.split(".", 1)
-                parts[part][rest] = tensor
-        self.supernet.load_state_dict(parts["supernet"])
-        self.step, self.log = meta["step"], meta["log"]
-        self.losses = tensors["losses"].tolist()
-        self.momentum = {name: _like(self.supernet, name, tensor) for name, tensor in parts["momentum"].items()}
-        if parts["teacher"]:
-            self.teacher = self.supernet.extract(self.supernet.space.largest).eval()
-            self.teacher.load_state_dict(parts["teacher"])
-            self.teacher.requires_grad_(False)
-
-    def _same_run(self, meta: dict[str, Any]) -> None:
-        own, found = self._identity(), meta.get("identity", {})
-        for part, value in own.items():
-            if value_hash(found.get(part)) != value_hash(value):
-                raise UserError(
-                    f"{self.checkpoint} belongs to a run with another {part}: {_difference(found.get(part), value)}",
-                    allowed="A run goes on with the space, recipe, data and seed that it began with",
-                    next_step="Give the original settings, or another --out folder",
-                )
+    def _restore(self, *, good: bool) -> None:
+        groups, losses, meta = self.file.load(good=good)
+        self.supernet.load_state_dict(groups["supernet"])
+        self.step, self.log, self.carried = meta["step"], meta["log"], groups["optimiser"]
+        self.losses, self._noted, self.good_step = losses.tolist(), meta.get("noted", 0), meta.get("good_step", self.step)
+        self.lr_scale, self.best = meta.get("lr_scale", 1.0), meta.get("best", 0.0)
+        if (parts := meta.get("parts", self._parts)) != self._parts and self.ranks.first:
+            size = self.recipe.batch // self._parts
+            self.progress.say(f"the batch is in {self._parts} parts now, it was in {parts}: normalisation sees {size} images")
+        if meta.get("scaler"):
+            self.scaler.load_state_dict(meta["scaler"])
+        if self.average is not None:
+            self.average.load(groups["average"], meta["averaged"])
+        if groups["teacher"]:
+            teacher = self.supernet.extract(self.supernet.space.largest)
+            teacher.load_state_dict(groups["teacher"])
+            self._teach(teacher)
+        elif not self.given_teacher:
+            self.stepper.teacher = None
 
 
-def _like(supernet: Supernet, name: str, tensor: Tensor) -> Tensor:
-    """A momentum buffer in its parameter's memory format: another one would add up in another order."""
-    parameter = supernet.get_parameter(name)
-    return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
-
-
-def _difference(found: Any, wanted: Any, path: str = "") -> str:
-    """The first place where two JSON values differ, as text."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in [*wanted, *(k for k in found if k not in wanted)]:
-            if found.get(key) != wanted.get(key):
-                return _difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
-    return f"{path or 'value'} was {found}, now {wanted}"
-
-
-def _same_resolution(space: SearchSpace, rows: np.ndarray[Any, Any]) -> list[Architecture]:
-    """Architectures of a step share one batch of images, so one resolution."""
-    names = [gene.name for gene in space.genes]
-    if "resolution" in names:
-        column = names.index("resolution")
-        rows[:, column] = rows[0, column]
-    return space.from_array(rows)
-
-
-def learning_rate(step: int, start: int, stop: int, *, peak: float, warmup: float) -> float:
-    """Linear warm-up over a share of the steps ``start`` to ``stop``, then a cosine to zero."""
-    warm = int(warmup * (stop - start))
-    at = step - start
-    if at < warm:
-        return peak * (at + 1) / (warm + 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * (at - warm) / max(1, stop - start - warm)))
-
-
-def _torch_seed(*numbers: int) -> int:
-    """One seed for torch from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+def _phase_line(row: dict[str, Any], *, alone: bool) -> str:
+    found = f"{row['largest']:.1%}" if alone else f"largest {row['largest']:.1%}, smallest so far {row['smallest']:.1%}"
+    return f"{row['phase']:<11} loss {row['loss']:.3f}   validation: {found}"

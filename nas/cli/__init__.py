@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
-from nas.cli.terminal import EXIT_INTERRUPTED, fail
+from nas.cli.terminal import EXIT_INTERRUPTED, EXIT_USER, fail
 from search_spaces.errors import UserError
 
 __all__ = ["main"]
@@ -21,7 +22,16 @@ def main() -> None:
     try:
         app()
     except UserError as error:
+        if os.environ.get("RANK", "0") != "0":  # the first process says it in full
+            sys.stderr.write(f"process {os.environ['RANK']}: {error.problem}\n")
+            sys.exit(EXIT_USER)
         sys.exit(fail(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        problem = f"the disk is full: {error}"
+        kept = "Files are replaced when the new one is complete: what was finished is kept"
+        sys.exit(fail(UserError(problem, allowed=kept, next_step="Free some space, then run the same command again")))
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted; what was finished is kept, run the same command again to go on\n")
         sys.exit(EXIT_INTERRUPTED)

@@ -13,6 +13,7 @@ __all__ = ["app"]
 # In the order of the loop, as nas --help shows them.
 COMMANDS: dict[str, Callable[..., None]] = {
     "train-supernet": training.train_supernet,
+    "rank-check": training.rank_check,
     "profile": devices.profile,
     "score": searching.score,
     "search": searching.search,

@@ -60,10 +60,13 @@ class TerminalProgress:
 
 
 class Stop:
-    """Asked by long work whether to stop: True after the first Ctrl-C or SIGTERM; a second one ends at once."""
+    """Asked by long work whether to stop: True after the first Ctrl-C or SIGTERM; a second one, later, ends at once.
+
+    Not one within a second: torchrun passes on as SIGTERM the Ctrl-C that its processes have already had.
+    """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked, self._when = False, 0.0
 
     def __call__(self) -> bool:
         return self._asked
@@ -74,8 +77,10 @@ class Stop:
 
         def ask(_number: int, _frame: FrameType | None) -> None:
             if self._asked:
-                raise KeyboardInterrupt
-            self._asked = True
+                if time.monotonic() - self._when > 1:
+                    raise KeyboardInterrupt
+                return
+            self._asked, self._when = True, time.monotonic()
             sys.stderr.write("\nstopping after this step ...\n")
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

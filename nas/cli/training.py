@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nas.cli.options import AsJson, Quiet, RunFolder, Seed, chosen_space, interruptible
-from nas.cli.terminal import TerminalProgress, print_json
+from nas.cli.terminal import TerminalProgress, print_json, show_table
 from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
     from search_spaces import SearchSpace
+    from supernets import ImageData, Ranks, Supernet
 
-__all__ = ["finetune", "train_supernet"]
+__all__ = ["finetune", "rank_check", "train_supernet"]
 
 
 def train_supernet(
@@ -28,34 +30,81 @@ def train_supernet(
     model: Annotated[str | None, typer.Option(help="Networks of your own: FILE.py:FUNCTION. The file is run.")] = None,
     choices: Annotated[Path | None, typer.Option(help="TOML file with the choices of --model.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Checkpoint of the largest network to start from.")] = None,
-    recipe: Annotated[str, typer.Option(help="Training recipe, or a TOML file.")] = "progressive",
+    recipe: Annotated[
+        str, typer.Option(help="progressive, quick, sandwich, attentive, alpha-divergence, single, or a TOML file.")
+    ] = "progressive",
     epochs: Annotated[float | None, typer.Option(help="Epochs of all phases together; default: the recipe's.")] = None,
     torch_device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the phases, their time and memory.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="TensorBoard scalars beside the CSV log.")] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a supernet by progressive shrinking. Run it again to resume."""
+    """Train a supernet. Run it again to resume. Many devices: torchrun --nproc-per-node N -m nas train-supernet ..."""
+    import nas
+    from supernets import processes
+
+    with processes(cuda=torch_device == "cuda") as ranks:
+        images = nas.load_data(data, seed=seed)
+        chosen: SearchSpace
+        if model is None and choices is None:
+            chosen = chosen_space(space, width, _image(space, images.size), resolution)
+            supernet = nas.Supernet(chosen, images.classes, channels=images.channels, seed=seed)
+        else:
+            chosen = _ownchosen_space(model, choices, images.input_shape, clash=width is not None or resolution is not None)
+            supernet = nas.Supernet(chosen, images.classes, seed=seed)
+        supernet = supernet.to(_torch_device(torch_device, ranks))
+        progress = TerminalProgress(quiet=quiet or not ranks.first)
+        progress.say(f"{images.name}: {len(images.train)} training images; {chosen.key}: {chosen.count():.2e} networks")
+        if dry_run:
+            _show_estimate(supernet, images, recipe, epochs, seed, ranks, progress, as_json=as_json)
+            return
+        settings: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "weights": weights, "seed": seed}
+        with interruptible(progress) as stop:
+            run = nas.train(
+                supernet, images, out=out, tensorboard=tensorboard, ranks=ranks, stop=stop, progress=progress, **settings
+            )
+        if as_json and ranks.first:
+            print_json({"run": str(run.path), **run.settings})
+        elif ranks.first:
+            progress.say(f"trained: {run.path}. Next: nas search {run.path} --limit latency=...")
+
+
+def _show_estimate(
+    supernet: Supernet,
+    images: ImageData,
+    recipe: str,
+    epochs: float | None,
+    seed: int,
+    ranks: Ranks,
+    progress: TerminalProgress,
+    *,
+    as_json: bool,
+) -> None:
+    """The phases as a table; what is measured on one process says nothing about several."""
     import nas
 
-    images = nas.load_data(data, seed=seed)
-    chosen: SearchSpace
-    if model is None and choices is None:
-        chosen = chosen_space(space, width, _image(space, images.size), resolution)
-        supernet = nas.Supernet(chosen, images.classes, channels=images.channels, seed=seed)
-    else:
-        chosen = _ownchosen_space(model, choices, images.input_shape, clash=width is not None or resolution is not None)
-        supernet = nas.Supernet(chosen, images.classes, seed=seed)
-    supernet = supernet.to(_torch_device(torch_device))
-    progress = TerminalProgress(quiet=quiet)
-    progress.say(f"{images.name}: {len(images.train)} training images; {chosen.key}: {chosen.count():.2e} networks")
-    settings: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "weights": weights, "seed": seed}
-    with interruptible(progress) as stop:
-        run = nas.train(supernet, images, out=out, stop=stop, progress=progress, **settings)
+    if ranks.world > 1:
+        raise UserError(
+            f"--dry-run in {ranks.world} processes", allowed="It measures one", next_step="Start it without torchrun"
+        )
+    phases = nas.estimate_training(supernet, images, recipe=recipe, epochs=epochs, seed=seed, progress=progress)
     if as_json:
-        print_json({"run": str(run.path), **run.settings})
-    else:
-        progress.say(f"trained: {run.path}. Next: nas search {run.path} --limit latency=...")
+        print_json([{**asdict(phase), "seconds": phase.seconds} for phase in phases])
+        return
+    columns = ("phase", "epochs", "steps", "networks a step", "ms a step", "time", "peak memory MiB")
+    rows = [
+        (p.name, f"{p.epochs:.1f}", p.steps, p.networks, f"{1000 * p.step_s:.0f}", _span(p.seconds), p.peak_bytes // 2**20)
+        for p in phases
+    ]
+    total = ("all", f"{sum(p.epochs for p in phases):.1f}", sum(p.steps for p in phases), "", "")
+    show_table(columns, [*rows, (*total, _span(sum(p.seconds for p in phases)), max(p.peak_bytes for p in phases) // 2**20)])
+    typer.echo("Measured on a few steps of each phase; validations come on top. Nothing was written.")
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _ownchosen_space(model: str | None, choices: Path | None, input_shape: tuple[int, ...], *, clash: bool) -> SearchSpace:
@@ -77,7 +126,7 @@ def _image(space: str, size: int) -> int | None:
     return min(64, max(28, size)) if space == "small-mobilenet" else None
 
 
-def _torch_device(name: str) -> str:
+def _torch_device(name: str, ranks: Ranks) -> str:
     import torch
 
     if name not in ("cpu", "cuda"):
@@ -88,13 +137,15 @@ def _torch_device(name: str) -> str:
             allowed="A CUDA build of torch and a GPU",
             next_step="Train with --torch-device cpu",
         )
-    return name
+    return f"cuda:{ranks.local}" if name == "cuda" else name
 
 
 def finetune(
     run: RunFolder,
-    pick: Annotated[str, typer.Option(help="knee, best, fastest, latency=5ms, or an id.")] = "knee",
+    pick: Annotated[str, typer.Option(help="Of the front: knee, best, fastest, latency=5ms, or an id.")] = "knee",
+    arch: Annotated[str | None, typer.Option(help="Instead: id of a scored network, largest or smallest.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Default: the recipe's.")] = None,
+    recipe: Annotated[str, typer.Option(help="finetune, finetune-distilled, or a TOML file.")] = "finetune",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -103,8 +154,34 @@ def finetune(
 
     progress = TerminalProgress(quiet=quiet)
     with interruptible(progress) as stop:
-        path = nas.finetune(run, pick=pick, epochs=epochs, stop=stop, progress=progress)
+        path = nas.finetune(run, pick=pick, arch=arch, epochs=epochs, recipe=recipe, stop=stop, progress=progress)
     if as_json:
         print_json({"weights": str(path), "network": path.stem})
     else:
         typer.echo(f"{path}\nNext: nas export {run} --pick {path.stem}")
+
+
+def rank_check(
+    run: RunFolder,
+    epochs: Annotated[float, typer.Option(help="Epochs that each network is trained alone.")],
+    k: Annotated[int, typer.Option("--k", help="Networks, from the smallest to the largest.")] = 8,
+    images: Annotated[int, typer.Option(help="Validation images per score, at most.")] = 2000,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train some networks alone and compare their order with the supernet's scores. Run it again to resume."""
+    import nas
+
+    progress = TerminalProgress(quiet=quiet)
+    with interruptible(progress) as stop:
+        check = nas.rank_check(run, networks=k, epochs=epochs, images=images, seed=seed, stop=stop, progress=progress)
+    if as_json:
+        print_json(check.to_dict())
+        return
+    rows = [(p.id, f"{p.macs / 1e6:.2f}", f"{p.shared:.1%}", f"{p.alone:.1%}") for p in check.pairs]
+    show_table(("network", "M MACs", "in the supernet", "alone"), rows)
+    if check.tau is None or check.tau_low is None:
+        typer.echo("Kendall's tau: all networks are equally good by one of both scores")
+    else:
+        typer.echo(f"Kendall's tau {check.tau:.2f}, 95 % interval {check.tau_low:.2f} to {check.tau_high:.2f}")

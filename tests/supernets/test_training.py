@@ -25,7 +25,7 @@ from supernets import (
     save_tensors,
     train,
 )
-from supernets.training import learning_rate
+from supernets.optimising import learning_rate
 
 RECIPE = Recipe(
     name="test",

@@ -1,0 +1,170 @@
+"""What weight sharing costs in training: steps of the supernet against the same steps of extracted, static networks.
+
+Run: OMP_NUM_THREADS=1 python scripts/bench_training.py
+On a GPU: python scripts/bench_training.py --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import nas
+
+CLASSES = 100
+CASES = [(32, 128), (64, 32)]  # batch, px
+
+
+def sgd(parameters: Any, *, fused: bool | None = None) -> torch.optim.Optimizer:
+    """The optimiser of the recipes; a rate so low that all rounds train the same network."""
+    return torch.optim.SGD(parameters, lr=1e-5, momentum=0.9, nesterov=True, weight_decay=3e-5, fused=fused)
+
+
+def training_step(
+    networks: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+    optimiser: torch.optim.Optimizer,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    teacher: nn.Module | None,
+    dtype: torch.dtype | None = None,
+) -> Callable[[], None]:
+    """One step: every network's gradients, summed, then the optimiser."""
+
+    def run() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        soft = None
+        with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
+            if teacher is not None:
+                with torch.no_grad():
+                    soft = F.softmax(teacher(x).float(), dim=1)
+            for network in networks:
+                logits = network(x).float()
+                loss = F.cross_entropy(logits, y, label_smoothing=0.1)
+                (loss if soft is None else loss + F.cross_entropy(logits, soft)).backward()
+        optimiser.step()
+
+    return run
+
+
+def interleaved(calls: Sequence[Callable[[], Any]], device: torch.device, rounds: int) -> list[list[float]]:
+    """Times of all calls in ms; they alternate, so that drift meets all of them."""
+    times: list[list[float]] = [[] for _ in calls]
+    for number in range(rounds + 2):
+        for call, found in zip(calls, times, strict=True):
+            begun = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number >= 2:
+                found.append(1000 * (time.perf_counter() - begun))
+    return times
+
+
+def show(what: str, times: list[list[float]], goal: str = "") -> None:
+    """One line: medians of both, and the median of the rounds' ratios with its quartiles."""
+    ratios = [a / b for a, b in zip(*times, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    first, second = (statistics.median(found) for found in times)
+    print(f"{what:<58}{first:>11.2f}{second:>11.2f}{middle:>9.3f}  {low:.3f} to {high:.3f}  {goal}", flush=True)
+
+
+def images(batch: int, side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch as the data loader gives it, and labels."""
+    x = torch.randn(batch, 3, side, side).to(device, memory_format=torch.channels_last)
+    return x, torch.arange(batch, device=device) % CLASSES
+
+
+def steps(device: torch.device, rounds: int) -> None:
+    """Supernet against static networks: one subnet, and four with a teacher."""
+    for batch, side in CASES:
+        space = nas.space("ofa-mobilenet-v3", resolution=[side])
+        supernet = nas.Supernet(space, CLASSES, seed=0).to(device)
+        teacher = supernet.eval().extract(space.largest).eval()
+        supernet.train()
+        x, y = images(batch, side, device)
+        named = {"largest": [space.largest], "smallest": [space.smallest], "one random": space.sample(1, seed=1)}
+        cases = [(what, archs, None) for what, archs in named.items()]
+        for what, archs, taught in [*cases, ("four random and a teacher", space.sample(4, seed=2), teacher)]:
+            static = nn.ModuleList(supernet.extract(arch).train() for arch in archs)
+            shared = [lambda inputs, arch=arch, net=supernet: net(inputs, arch) for arch in archs]
+            calls = [
+                training_step(shared, sgd(supernet.parameters()), x, y, taught),
+                training_step(list(static), sgd(static.parameters()), x, y, taught),
+            ]
+            goal = "goal 1.08" if what == "smallest" else "goal 1.05"
+            show(f"step, batch {batch}, {side} px, {what}", interleaved(calls, device, rounds), goal)
+
+
+def precision(device: torch.device, rounds: int) -> None:
+    """Whether half precision and the fused optimiser pay here."""
+    for batch, side in CASES:
+        space = nas.space("ofa-mobilenet-v3", resolution=[side])
+        supernet = nas.Supernet(space, CLASSES, seed=0).to(device).train()
+        x, y = images(batch, side, device)
+        arch = space.sample(1, seed=1)[0]
+        shared = [lambda inputs, net=supernet, arch=arch: net(inputs, arch)]
+        optimiser = sgd(supernet.parameters())
+        half = training_step(shared, optimiser, x, y, None, torch.bfloat16)
+        full = training_step(shared, optimiser, x, y, None)
+        show(f"bf16 against fp32, batch {batch}, {side} px", interleaved([half, full], device, max(3, rounds // 2)))
+    twin = nas.Supernet(nas.space("ofa-mobilenet-v3"), CLASSES, seed=0).to(device)
+    for parameter in [*supernet.parameters(), *twin.parameters()]:
+        parameter.grad = torch.ones_like(parameter)
+    both = [sgd(supernet.parameters(), fused=True).step, sgd(twin.parameters(), fused=False).step]
+    show("fused against plain SGD, largest network, step alone", interleaved(both, device, 3 * rounds))
+
+
+def recalibration(device: torch.device, rounds: int) -> None:
+    """Statistics of an extracted network against a plain forward of the same images."""
+    for count, batch, side in ((2, 50, 128), (5, 200, 32)):
+        space = nas.space("ofa-mobilenet-v3", resolution=[side])
+        network = nas.Supernet(space, CLASSES, seed=0).to(device).extract(space.sample(1, seed=1)[0])
+        batches = [images(batch, side, device)[0] for _ in range(count)]
+
+        def forward(network: nn.Module = network, batches: list[torch.Tensor] = batches) -> None:
+            network.eval()
+            with torch.inference_mode():
+                for x in batches:
+                    network(x)
+
+        calls = [lambda network=network, batches=batches: nas.recalibrate(network, batches), forward]
+        what = f"recalibration against forward, {count} x {batch} images, {side} px"
+        show(what, interleaved(calls, device, rounds), "goal 1.25")
+
+
+def extraction(device: torch.device, rounds: int) -> None:
+    """Extracting a network against copying its weights."""
+    for name in ("ofa-mobilenet-v3", "ofa-resnet50"):
+        space = nas.space(name)
+        supernet = nas.Supernet(space, CLASSES, seed=0).to(device)
+        arch = space.sample(1, seed=1)[0]
+        state = supernet.extract(arch).state_dict()
+        calls = [lambda net=supernet, a=arch: net.extract(a), lambda s=state: [t.clone() for t in s.values()]]
+        goal = "goal 10 ms" if name == "ofa-mobilenet-v3" else ""
+        show(f"extraction against a copy of the tensors, {name}", interleaved(calls, device, 3 * rounds), goal)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--rounds", type=int, default=9, help="of every comparison")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    device = torch.device(given.device)
+    print(f"torch {torch.__version__}, {device}, {given.threads} thread(s), {given.rounds} interleaved rounds")
+    print(f"{'what':<58}{'first ms':>11}{'second ms':>11}{'ratio':>9}  quartiles")
+    for part in (steps, recalibration, extraction, precision):
+        part(device, given.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What can be said against a training run before it begins."""
+
+from __future__ import annotations
+
+import math
+
+from search_spaces.errors import UserError
+from supernets.data import ImageData
+from supernets.distributed import ALONE, Ranks
+from supernets.recipe import Recipe
+from supernets.supernet import Supernet
+
+__all__ = ["check_training"]
+
+
+def check_training(supernet: Supernet, data: ImageData, recipe: Recipe, ranks: Ranks = ALONE) -> None:
+    """Raise a `UserError` unless these can train together."""
+    parts = ranks.world * recipe.accumulate
+    if supernet.classes != data.classes:
+        raise UserError(
+            f"{data.name} has {data.classes} classes, the supernet {supernet.classes}",
+            allowed="Both must agree",
+            next_step=f"Make the supernet with classes={data.classes}",
+        )
+    if len(data.train) < recipe.batch:
+        raise UserError(
+            f"{data.name} has {len(data.train)} training images for batches of {recipe.batch}",
+            allowed="At least one full batch",
+            next_step="Use a smaller batch or more images",
+        )
+    if recipe.batch % parts or recipe.batch // parts < 2:
+        raise UserError(
+            f"a batch of {recipe.batch} images for {ranks.world} processes with accumulate = {recipe.accumulate}",
+            allowed=f"The batch is {parts} equal parts of 2 images or more (batch normalisation needs more than one)",
+            next_step=f"Use a batch of {max(2, math.ceil(recipe.batch / parts)) * parts}, or another number of processes",
+        )
+    _check_sizes(supernet)
+
+
+def _check_sizes(supernet: Supernet) -> None:
+    """Refuse resolutions at which a built-in network has less than a pixel left before its end."""
+    space = supernet.space
+    if not supernet.occupied or "resolution" not in space.smallest.to_dict():
+        return
+    resolution = int(space.smallest["resolution"])
+    total = math.prod(getattr(layer, "stride", 1) for layer in space.lower(space.largest))
+    if resolution < total:
+        raise UserError(
+            f"images of {resolution} px for {space.key}, whose networks shrink them {total} times",
+            allowed=f"At least {total} px",
+            next_step=f"Use larger resolutions: --resolution {total},{2 * total}, or the space small-mobilenet",
+        )
