@@ -94,8 +94,7 @@ class Pool:
         # A budget's front is a slice of the main one: whatever it shows is there, too.
         slices = [self._chosen(view, points) for view in self.goal.parts if view.device is None]
         chosen = np.unique(np.concatenate([self._chosen(self.goal.shared, points), *slices]))
-        costs = self._costs(self.goal.shared, chosen)
-        main = self._made(self.goal.shared, chosen[non_dominated(costs)], provenance)
+        main = self._made(self.goal.shared, chosen, provenance)
         records = {"sharing": self.sharing()} if len(self.goal.tables) > 1 else {}
         return replace(main, parts=parts, records=records)
 
@@ -156,7 +155,12 @@ class Pool:
         return self._made(view, self._chosen(view, points), own)
 
     def _made(self, view: View, chosen: NDArray[np.intp], provenance: dict[str, Any]) -> ParetoFront:
-        """Points with all their promised values; the cheapest first."""
+        """Points with all their promised values, non-dominated; the cheapest first."""
+        limits = {limit.objective: limit.bound for limit in view.limits}
+        if not len(chosen):
+            return ParetoFront(self.goal.space, (), directions_of(view.objectives), limits, provenance)
+        chosen = chosen[non_dominated(self._costs(view, chosen))]
+        chosen = chosen[np.argsort(self._costs(view, chosen)[:, 1], kind="stable")]
         std = np.where(self.is_measured[chosen], self._measured[1][chosen], self.predictor.predict(self.rows[chosen]).std)
         points = [
             Point(
@@ -167,8 +171,6 @@ class Pool:
             )
             for at, (index, arch) in enumerate(zip(chosen, self.goal.space.from_array(self.rows[chosen]), strict=True))
         ]
-        points.sort(key=lambda point: (point.values[view.objectives[1]], point.arch.id))
-        limits = {limit.objective: limit.bound for limit in view.limits}
         return ParetoFront(self.goal.space, tuple(points), directions_of(view.objectives), limits, provenance)
 
 

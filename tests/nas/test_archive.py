@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pwd
 import shutil
@@ -180,6 +181,11 @@ def test_a_lost_database_is_one_error(tmp_path: Path, space: SearchSpace) -> Non
         mine.scores()
     with pytest.raises(UserError, match="cannot be read as an archive"):
         archive(path, space)
+
+
+def test_an_error_survives_the_way_between_processes() -> None:
+    error = copy.copy(UserError("a", allowed="b", next_step="c"))  # by the parts that pickle would send
+    assert (error.problem, error.allowed, error.next_step) == ("a", "b", "c")
 
 
 class Interrupted(KeyboardInterrupt):

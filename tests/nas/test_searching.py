@@ -14,7 +14,7 @@ import pytest
 import nas
 from nas.archive import Archive, Score
 from nas.feasibility import check_together
-from nas.fronts import hypervolumes
+from nas.fronts import Pool, hypervolumes
 from nas.goals import Goal, make_goal
 from nas.objectives import Objective, parse_budgets, parse_limits
 from nas.pareto import ParetoFront, hypervolume_trace, non_dominated
@@ -198,6 +198,17 @@ def test_several_devices_and_budgets_in_one_search(run: Run, tables: dict[str, n
     assert own.values["accuracy"] == best
     assert front.pick(own.arch.id).arch == own.arch
     assert write_report(run).exists()  # it shows the first device
+
+
+def test_a_limit_on_accuracy_that_measurements_break_leaves_empty_fronts(run: Run, tables: dict[str, nas.LatencyTable]) -> None:
+    known = scores(run)
+    wanted = goal(tables, {"accuracy": 1.0, "latency": [1.0, 2.0]})
+    rows = run.space.to_array([score.arch for score in known])
+    fitted = nas.predictor("ridge", run.space, shares=True).fit(rows, [score.accuracy for score in known])
+    front = Pool(wanted, fitted, known, rows).front(5, {})
+    assert len(front) == 0
+    assert {len(part) for part in front.parts.values()} == {0}
+    assert front.records["sharing"] == []
 
 
 def test_the_loop_scores_proposals_and_the_front(run: Run) -> None:
