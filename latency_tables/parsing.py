@@ -41,6 +41,7 @@ def parse_table(value: Mapping[str, Any]) -> LatencyTable:
         quality=None if quality is None else Quality.from_dict(quality),
         interpolated=frozenset(parse_layer(key).key for key in value.get("interpolated", ())),
         anchor=None if anchor is None else _anchor(anchor),
+        level_at=None if value.get("level_at") is None else float(value["level_at"]),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -31,6 +32,7 @@ T = TypeVar("T")
 
 CHUNK_LAYERS = 32  # layers, each up to two models, in memory at once
 CHUNK_NETWORKS = 16
+OCCASION_S = 3600.0  # as long as a device's level is trusted: one search, and the next, see the same estimates
 
 
 class Writer(Protocol):
@@ -85,12 +87,13 @@ def profile(
     like: LatencyTable | None = None,
     progress: Progress = SILENT,
     force: bool = False,
+    now: Callable[[], float] = time.time,
 ) -> LatencyTable:
     """Measure the layers of a space that the file does not have yet, then fit and judge the correction.
 
     Results are saved after every few dozen layers, so an interrupted profile resumes where it was. A complete
-    table of the same space is not measured again: a few of its whole networks are, to tell how the device's level has moved;
-    the file stays as it is.
+    table of the same space is not measured again: on another occasion, an hour or more later, a few of its whole networks
+    are, to tell how the device's level has moved. Within the hour the same table gives the same estimates.
 
     Args:
         out: the table's file; None keeps the table in memory only.
@@ -101,6 +104,7 @@ def profile(
         like: the table of another device. No layer is measured then: its times are taken, and fitted to whole networks of
             this device (10 to 30 are enough).
         force: start anew, replacing the file.
+        now: Unix time, s.
 
     Raises:
         UserError: the file is a table of another device, of other conditions or of another space; or the device
@@ -113,18 +117,30 @@ def profile(
     known = set() if found is None else {*found.entries, *found.interpolated}
     missing = [layer for layer in wanted if layer.key not in known]
     if found is not None and found.correction is not None and found.covers(space) and not missing:
-        before = replace(job, space=found.space, writer=writer or LayerWriter(found.space))
-        return anchored(found, before.whole, device, rng=job.rng, plan=plan, progress=progress).bind(space)
+        return _at_present_level(found, job, writer or LayerWriter(found.space), now()).bind(space)
     table = job.resume(found) if found else job.begin()
     table = _interpolated(job.layers(table, missing)) if like is None else _taken(table, like)
     # A generator of its own: a resumed profile chooses the same networks.
     cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
     rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, np.random.default_rng([seed, 1]))
-    table = finish(replace(table, networks=job.networks(space.from_array(rows), held_out)), single=device.threads == 1)
+    timed = replace(table, networks=job.networks(space.from_array(rows), held_out), level_at=now())
+    table = finish(timed, single=device.threads == 1)
     if out is not None:
         table.save(out)
     for line in table.warnings():
         progress.say(line)
+    return table
+
+
+def _at_present_level(found: LatencyTable, job: _Job, writer: Writer, now: float) -> LatencyTable:
+    """A complete table, its level told anew and kept with it if the last time was on another occasion."""
+    if found.level_at is not None and 0 <= now - found.level_at < OCCASION_S:
+        return found
+    whole = replace(job, space=found.space, writer=writer).whole
+    table = anchored(found, whole, job.device, rng=job.rng, plan=job.plan, progress=job.progress)
+    table = replace(table, level_at=now)
+    assert job.out is not None
+    table.save(job.out)
     return table
 
 

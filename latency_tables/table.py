@@ -133,6 +133,7 @@ class LatencyTable:
         quality: errors on networks that the correction has not seen; None where there are none.
         interpolated: keys of layers that stand between measured ones of other sizes.
         anchor: how the device's level has moved since; None while that is not known.
+        level_at: when the device's level was last told, Unix time in s; None where it never was (another's table).
     """
 
     device: str
@@ -147,6 +148,7 @@ class LatencyTable:
     interpolated: frozenset[str] = field(default=frozenset(), repr=False)
     anchor: Anchor | None = None
     levels: tuple[Measurement, ...] = field(default=(), repr=False)
+    level_at: float | None = field(default=None, compare=False)
 
     # ---- times ----------------------------------------------------------------------------------------------
 
@@ -335,6 +337,7 @@ class LatencyTable:
             "quality": None if self.quality is None else self.quality.to_dict(),
             "interpolated": sorted(self.interpolated),
             "anchor": None if self.anchor is None else vars(self.anchor),
+            "level_at": self.level_at,
         }
         write_json(path, KIND, VERSION, body)
 

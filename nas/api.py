@@ -134,7 +134,7 @@ def _recipe(recipe: str | Recipe, epochs: float | None) -> Recipe:
 def _settings(supernet: Supernet, images: ImageData, recipe: Recipe, seed: int) -> dict[str, Any]:
     return {
         "space": supernet.space.to_dict(),
-        "data": {"source": images.source, "name": images.name, "seed": images.seed, "hash": images.hash},
+        "data": {"source": images.source, "seed": images.seed, **images.identity()},
         "recipe": recipe.to_dict(),
         "seed": seed,
     }

@@ -155,7 +155,7 @@ class Run:
         from supernets import load_data, shown_to
 
         wanted = self.settings["data"]
-        data = load_data(wanted["source"], seed=wanted["seed"])
+        data = load_data(wanted["source"], seed=wanted["seed"], augment=wanted.get("augment", True))
         if data.hash != wanted["hash"]:
             raise UserError(
                 f"{wanted['source']} has changed since {self.path} was trained",

@@ -234,6 +234,8 @@ def _provenance(
         "table": scoring.run.table(device).name,
         "predictor": card,
         "latency_margin": goal.margin(device),
+        # Of each device now, against when its table was measured: promises are the table's estimates times this.
+        "latency_levels": {name: 1.0 if t.anchor is None else t.anchor.factor for name, t in goal.tables.items()},
         "seed": seed,
         "generations": generations,
         "candidates": candidates,

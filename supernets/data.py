@@ -54,6 +54,7 @@ class Split:
         mean, std: per channel on the 0..1 scale, for normalisation.
         repeat: how often the channels are given; 3 shows grey images to a network for colour.
         channels_last: memory format of the batches.
+        augment: whether ``rng`` augments.
     """
 
     pixels: Pixels
@@ -62,6 +63,7 @@ class Split:
     std: tuple[float, ...]
     repeat: int = 1
     channels_last: bool = True
+    augment: bool = True
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -84,7 +86,7 @@ class Split:
         Raises:
             UserError: an image that is read from disk has been damaged or removed.
         """
-        images = self.pixels.read(np.asarray(indices, np.int64), resolution, rng)
+        images = self.pixels.read(np.asarray(indices, np.int64), resolution, rng if self.augment else None)
         planes = normalise(images, self.mean, self.std)
         if self.repeat > 1:
             planes = planes.repeat(1, self.repeat, 1, 1)
@@ -109,6 +111,7 @@ class ImageData:
         mean, std: per channel, of the training images, on the 0..1 scale; of arrays on their own.
         held_out: the splits that the source does not give, and their share of its training images.
         hash: 16 hexadecimal digits that identify images, labels and splits, wherever the files lie.
+        augment: whether training shifts, crops and mirrors images.
     """
 
     name: str
@@ -124,6 +127,7 @@ class ImageData:
     test: Examples
     held_out: tuple[tuple[str, float], ...]
     hash: str
+    augment: bool = True
 
     @property
     def classes(self) -> int:
@@ -152,6 +156,15 @@ class ImageData:
         parts = {name: replace(getattr(self, name), repeat=channels) for name in PARTS}
         return replace(self, channels=channels, mean=self.mean * channels, std=self.std * channels, **parts)
 
+    def plain(self) -> ImageData:
+        """The same data, shown in training as they are."""
+        train = replace(self.train, augment=False) if isinstance(self.train, Split) else self.train
+        return replace(self, augment=False, train=train)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same where a run goes on, as JSON values; ``augment`` is named where it is off."""
+        return {"name": self.name, "hash": self.hash} | ({} if self.augment else {"augment": False})
+
     def to_dict(self) -> dict[str, Any]:
         """JSON summary: everything but the images."""
         return {
@@ -159,6 +172,7 @@ class ImageData:
             "source": self.source,
             "seed": self.seed,
             "hash": self.hash,
+            "augment": self.augment,
             "class_names": list(self.class_names),
             "channels": self.channels,
             "size": self.size,
@@ -194,7 +208,7 @@ def shown_to(data: ImageData, space: SearchSpace) -> ImageData:
     return replace(shown, size=wanted[-1], **parts)
 
 
-def load_data(source: str, seed: int = 0) -> ImageData:
+def load_data(source: str, seed: int = 0, *, augment: bool = True) -> ImageData:
     """Load a data set by name.
 
     Splits that a source does not give are drawn from its training images, the same share of each class.
@@ -212,13 +226,21 @@ def load_data(source: str, seed: int = 0) -> ImageData:
             - ``"npz:PATH"``: arrays of any shape, see `supernets.arrays.read_arrays`; for networks of your own;
             - ``"fake"``, ``"fake:64x3x20"``: 1,000 seeded patterns, size x channels x classes; no files.
         seed: of the drawn splits, and of the images of ``fake``.
+        augment: False shows images in training as they are. Better where each one is seen only a few times: what is
+            learnt from shifted and mirrored images takes longer to learn. Arrays are never augmented.
 
     Raises:
         UserError: an unknown name, a missing path, a damaged file, fewer than two classes, or too few images of a class.
     """
     kind, _, path = source.partition(":")
     if kind == "npz" and path:
-        return _array_data(read_arrays(Path(path).expanduser()), source, seed)
+        data = _array_data(read_arrays(Path(path).expanduser()), source, seed)
+    else:
+        data = _image_data(source, seed)
+    return data if augment else data.plain()
+
+
+def _image_data(source: str, seed: int) -> ImageData:
     pool = read_pool(source, seed)
     rows = _split(pool, source, seed)
     train_pixels = pool.pixels.take(rows[0])

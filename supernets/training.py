@@ -160,7 +160,7 @@ class _Run:
         identity = {
             "space": supernet.space.to_dict(),
             "recipe": recipe.to_dict(),
-            "data": {"name": data.name, "hash": data.hash},
+            "data": data.identity(),
             "seed": seed,
         }
         self.file = CheckpointFile(checkpoint, identity)

@@ -34,6 +34,7 @@ def train_supernet(
         str, typer.Option(help="progressive, quick, sandwich, attentive, alpha-divergence, single, or a TOML file.")
     ] = "progressive",
     epochs: Annotated[float | None, typer.Option(help="Epochs of all phases together; default: the recipe's.")] = None,
+    augment: Annotated[bool, typer.Option(help="Shift, crop and mirror images; not worth it for few epochs.")] = True,
     torch_device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the phases, their time and memory.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="TensorBoard scalars beside the CSV log.")] = False,
@@ -46,13 +47,13 @@ def train_supernet(
     from supernets import processes
 
     with processes(cuda=torch_device == "cuda") as ranks:
-        images = nas.load_data(data, seed=seed)
+        images = nas.load_data(data, seed=seed, augment=augment)
         chosen: SearchSpace
         if model is None and choices is None:
             chosen = chosen_space(space, width, _image(space, images.size), resolution)
             supernet = nas.Supernet(chosen, images.classes, channels=images.channels, seed=seed)
         else:
-            chosen = _ownchosen_space(model, choices, images.input_shape, clash=width is not None or resolution is not None)
+            chosen = _own_space(model, choices, images.input_shape, clash=width is not None or resolution is not None)
             supernet = nas.Supernet(chosen, images.classes, seed=seed)
         supernet = supernet.to(_torch_device(torch_device, ranks))
         progress = TerminalProgress(quiet=quiet or not ranks.first)
@@ -107,7 +108,7 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _ownchosen_space(model: str | None, choices: Path | None, input_shape: tuple[int, ...], *, clash: bool) -> SearchSpace:
+def _own_space(model: str | None, choices: Path | None, input_shape: tuple[int, ...], *, clash: bool) -> SearchSpace:
     import nas
     from nas.own_models import find_model, read_choices
 

@@ -97,6 +97,16 @@ def test_equal_generators_give_equal_bits_and_others_do_not(data: ImageData) -> 
         assert not torch.equal(first, other)
 
 
+def test_plain_data_are_shown_as_they_are_and_say_so(data: ImageData) -> None:
+    plain = data.plain()
+    for resolution in (16, 20):
+        assert torch.equal(plain.train.batch([0, 3, 1], resolution, rng=generator()), data.train.batch([0, 3, 1], resolution))
+    assert plain.hash == data.hash
+    assert plain.identity() == {**data.identity(), "augment": False}
+    assert "augment" not in data.identity()
+    assert plain.to_dict()["augment"] is False
+
+
 def test_no_global_generator_is_used(data: ImageData) -> None:
     before = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002 (watched, not drawn from)
     data.train.batch([0, 1], 16, rng=generator())
