@@ -133,13 +133,10 @@ def optimize(
     run = _Run(task, evaluate, strategy, dict(objectives), {name: float(bound) for name, bound in (limits or {}).items()})
     progress.start(f"optimize ({run.name})", budget)
     try:
-        for count in run.batches():
+        for count in run.batches(patience, progress):
             progress.advance(count)
             if callback is not None:
                 callback(run.result())
-            if patience is not None and run.stalls(patience):
-                progress.say(f"stopped: {patience} evaluations added less than {STALL:.1%} to the hypervolume")
-                break
     except BaseException as error:
         with suppress(AttributeError, TypeError):  # a class with slots has no room; the callback has seen every batch
             error.result = run.result()  # type: ignore[attr-defined]
@@ -168,8 +165,8 @@ class _Run:
         self.limits = limits
         self.archive = Archive.of(task)
 
-    def batches(self) -> Iterator[int]:
-        """Evaluate batch by batch until the budget is spent or nothing is left; yields how many each one had."""
+    def batches(self, patience: int | None, progress: Progress) -> Iterator[int]:
+        """Evaluate batch by batch until the budget is spent, nothing is left or it stalls; yields how many each one had."""
         task, archive = self.task, self.archive
         everything = _everything(task)
         while len(archive) < task.budget:
@@ -186,6 +183,9 @@ class _Run:
                 raise failure
             self.strategy.tell(rows, values)
             yield len(rows)
+            if patience is not None and self.stalls(patience):
+                progress.say(f"stopped: {patience} evaluations added less than {STALL:.1%} to the hypervolume")
+                return
 
     def stalls(self, patience: int) -> bool:
         """Whether the last evaluations, ``patience`` of them, added next to nothing to the hypervolume."""

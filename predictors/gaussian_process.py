@@ -31,30 +31,43 @@ class Weights:
     Attributes:
         near: of the terms in the distance of the interactions, (terms,).
         alone: of the terms in the sum over genes, (terms,).
-        both: variance of the interactions.
+        both: variance of the interactions of all genes.
+        pairs: variance of the interactions of two genes.
         noise: variance of a measurement.
     """
 
     near: Values
     alone: Values
     both: float
+    pairs: float
     noise: float
 
     def flat(self) -> Values:
-        return np.concatenate([self.near, self.alone, [self.both, self.noise]])
+        return np.concatenate([self.near, self.alone, [self.both, self.pairs, self.noise]])
 
     @classmethod
     def of(cls, flat: Values) -> Weights:
-        terms = (len(flat) - 2) // 2
-        return cls(flat[:terms], flat[terms:-2], float(flat[-2]), float(flat[-1]))
+        terms = (len(flat) - 3) // 2
+        return cls(flat[:terms], flat[terms:-3], *flat[-3:].tolist())
+
+    def covariance(self, distance: Values, alone: Values) -> Values:
+        """From distances and the sum over genes, of the same shape."""
+        total = np.exp(self.alone).sum()
+        result: Values = np.exp(self.both) * np.exp(-distance) + alone + np.exp(self.pairs) * (alone / total) ** 2
+        return result
+
+    @property
+    def variance(self) -> float:
+        """Of a network, without the noise of a measurement."""
+        return float(np.exp(self.both) + np.exp(self.alone).sum() + np.exp(self.pairs))
 
 
 class ArchitectureProcess:
-    """Gaussian process regression with the covariance ``sum over genes + both * exp(-distance)``.
+    """Gaussian process regression with the covariance ``sum over genes + its square + exp(-distance)``, each weighted.
 
-    The sum carries what every gene does on its own, the exponential what genes do together. Weights are the most
-    probable ones under log-normal priors (automatic relevance determination, MacKay 1994; additive kernels, Duvenaud
-    et al. 2011), found by L-BFGS on the marginal likelihood with exact gradients.
+    The sum carries what every gene does on its own, its square what two genes do together, the exponential the rest.
+    Weights are the most probable ones under log-normal priors (automatic relevance determination, MacKay 1994; additive
+    kernels of several orders, Duvenaud et al. 2011), found by L-BFGS on the marginal likelihood with exact gradients.
 
     Args:
         space: of the architectures.
@@ -80,7 +93,7 @@ class ArchitectureProcess:
         self.weights_ = self._fit_weights(hot[few], target[few], first, prior)
         self._near = self.kernel.table(np.exp(self.weights_.near))
         self._alone = self.kernel.table(np.exp(self.weights_.alone))
-        self._hot, self._hot_near = hot, hot @ self._near
+        self._hot_near, self._hot_alone = hot @ self._near, hot @ self._alone
         covariance = self._covariance(hot)
         covariance[np.diag_indices(len(rows))] += np.exp(self.weights_.noise) + _JITTER
         self._root = cholesky(covariance, lower=True)
@@ -88,7 +101,6 @@ class ArchitectureProcess:
         self.evidence_ = -float(
             0.5 * target @ self._solved + np.log(np.diag(self._root)).sum() + len(rows) * np.log(self.scale_)
         )
-        self._additive = (np.exp(self.weights_.alone).sum() * self._solved.sum(), self._alone @ (hot.T @ self._solved))
         return self
 
     # ---- weights --------------------------------------------------------------------------------------------
@@ -111,47 +123,46 @@ class ArchitectureProcess:
         shares = hot.mean(axis=0)
         total = max(1.0, float(self.kernel.collect(np.outer(shares, shares)).sum()))
         near = np.full(count, np.log(1.5 / total))
-        return Weights(near, np.full(count, -np.log(max(1, count))), np.log(0.5), np.log(1e-3))
+        return Weights(near, np.full(count, -np.log(max(1, count))), np.log(0.5), np.log(0.1), np.log(1e-3))
 
     def _loss(self, weights: Weights, hot: Values, target: Values, prior: Weights) -> tuple[float, Values]:
         """Negative log posterior of the weights, and its gradient."""
         count = len(target)
         near, alone = np.exp(weights.near), np.exp(weights.alone)
-        both, noise = np.exp(weights.both), np.exp(weights.noise)
+        both, pairs, noise = np.exp([weights.both, weights.pairs, weights.noise])
         together = both * np.exp(-(hot @ self.kernel.table(near) @ hot.T))
-        covariance = together + alone.sum() - hot @ self.kernel.table(alone) @ hot.T
+        total = alone.sum()
+        apart = total - hot @ self.kernel.table(alone) @ hot.T
+        squared = pairs / total**2 * apart**2
+        covariance = together + apart + squared
         covariance[np.diag_indices(count)] += noise + _JITTER
         try:
             root = cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
         except (LinAlgError, ValueError):  # weights far outside; the line search steps back
-            return 1e10, np.zeros(2 * len(near) + 2)
+            return 1e10, np.zeros(2 * len(near) + 3)
         solved = cho_solve((root, True), target, check_finite=False)
         inverse = cho_solve((root, True), np.eye(count), check_finite=False)
         slope = 0.5 * (inverse - np.outer(solved, solved))  # of the likelihood, by the covariance
         by_near = -near * self.kernel.collect(hot.T @ (slope * together) @ hot)
-        by_alone = alone * (slope.sum() - self.kernel.collect(hot.T @ slope @ hot))
-        gradient = np.concatenate([by_near, by_alone, [np.sum(slope * together), noise * np.trace(slope)]])
-        widths = np.concatenate([np.full(2 * len(near) + 1, PRIOR_WIDTH), [2.0]])
+        outer = slope * (1 + 2 * pairs / total**2 * apart)
+        by_alone = alone * (outer.sum() - self.kernel.collect(hot.T @ outer @ hot) - 2 / total * np.sum(slope * squared))
+        others = [np.sum(slope * together), np.sum(slope * squared), noise * np.trace(slope)]
+        gradient = np.concatenate([by_near, by_alone, others])
+        widths = np.concatenate([np.full(2 * len(near) + 2, PRIOR_WIDTH), [2.0]])
         off = (weights.flat() - prior.flat()) / widths
         likelihood = 0.5 * target @ solved + np.log(np.diag(root)).sum()
         return float(likelihood + 0.5 * off @ off), gradient + off / widths
 
     # ---- posterior ------------------------------------------------------------------------------------------
 
-    def _interaction(self, hot: Values) -> Values:
-        both = np.exp(self.weights_.both)
-        return both * np.exp(-(hot @ self._hot_near.T))  # type: ignore[no-any-return]
-
     def _covariance(self, hot: Values) -> Values:
         """With the fitted rows, (N, fitted)."""
-        alone: Values = np.exp(self.weights_.alone).sum() - hot @ (self._alone @ self._hot.T)
-        return self._interaction(hot) + alone
+        alone = np.exp(self.weights_.alone).sum() - hot @ self._hot_alone.T
+        return self.weights_.covariance(hot @ self._hot_near.T, alone)
 
     def mean(self, rows: Rows) -> Values:
         """Posterior mean, (N,)."""
-        hot = self.kernel.one_hot(rows)
-        constant, linear = self._additive
-        mean: Values = (self._interaction(hot) @ self._solved + constant - hot @ linear) * self.scale_ + self.center_
+        mean: Values = self._covariance(self.kernel.one_hot(rows)) @ self._solved * self.scale_ + self.center_
         return mean
 
     def predict(self, rows: Rows, *, noise: bool = True) -> tuple[Values, Values]:
@@ -159,8 +170,9 @@ class ArchitectureProcess:
         hot = self.kernel.one_hot(rows)
         covariance = self._covariance(hot)
         explained = solve_triangular(self._root, covariance.T, lower=True, check_finite=False)
-        prior = np.exp(self.weights_.both) + np.exp(self.weights_.alone).sum()
-        left = np.maximum(prior - (explained**2).sum(axis=0), 0.0) + (np.exp(self.weights_.noise) if noise else 0.0)
+        left = np.maximum(self.weights_.variance - (explained**2).sum(axis=0), 0.0) + (
+            np.exp(self.weights_.noise) if noise else 0.0
+        )
         return (covariance @ self._solved) * self.scale_ + self.center_, np.sqrt(left) * self.scale_
 
     def residuals(self, left_out: Sequence[NDArray[np.intp]]) -> Values:
@@ -177,7 +189,7 @@ class ArchitectureProcess:
         covariance = self._covariance(hot)
         explained = solve_triangular(self._root, covariance.T, lower=True, check_finite=False)
         alone = np.exp(self.weights_.alone).sum() - hot @ self._alone @ hot.T
-        left = np.exp(self.weights_.both) * np.exp(-(hot @ self._near @ hot.T)) + alone - explained.T @ explained
+        left = self.weights_.covariance(hot @ self._near @ hot.T, alone) - explained.T @ explained
         spread, axes = np.linalg.eigh(left)
         draws = rng.normal(size=(count, len(rows))) * np.sqrt(np.maximum(spread, 0.0)) @ axes.T
         return (draws + covariance @ self._solved) * self.scale_ + self.center_  # type: ignore[no-any-return]
