@@ -134,13 +134,20 @@ class Archive:
             found.setdefault(arch.id, Score(arch, float(trial.value or 0.0), int(trial.user_attrs["images"]), proposed))
         return list(found.values())
 
-    def add(self, score: Score) -> None:
-        """Store a score; it is on disk when this returns."""
+    def add(self, score: Score, *, place: int | None = None) -> None:
+        """Store a score; it is on disk when this returns.
+
+        Args:
+            place: in the order of scores; default: the last one.
+        """
         attributes = self._attributes(score.arch, score.images, score.proposed)
         attributes["standard_error"] = score.standard_error
+        system = {} if place is None else {"failed_trial": place}
         with reaching(self.place):
             self._study.add_trial(
-                optuna.trial.create_trial(value=score.accuracy, user_attrs=attributes, **self._genes(score.arch))
+                optuna.trial.create_trial(
+                    value=score.accuracy, user_attrs=attributes, system_attrs=system, **self._genes(score.arch)
+                )
             )
 
     def add_missing(self, scores: Iterable[Score]) -> None:
@@ -206,7 +213,9 @@ class Archive:
                     self._storage.set_trial_user_attr(claim.trial, key, value)
                 self._storage.set_trial_state_values(claim.trial, TrialState.COMPLETE, [accuracy])
             except optuna.exceptions.UpdateFinishedTrialError:
-                self.add_missing([score])  # it was given up for lost; the score is good all the same
+                # It was given up for lost; the score is good all the same.
+                if claim.arch.id not in {trial.user_attrs["id"] for trial in self._trials(TrialState.COMPLETE)}:
+                    self.add(score, place=_place_in_queue(self._storage.get_trial(claim.trial)))
 
     def give_back(self, claim: Claim, reason: str, *, counted: bool) -> None:
         """Queue a claimed network again, at its old place.

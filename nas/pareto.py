@@ -107,7 +107,7 @@ class ParetoFront:
         if self.points and what in ("best", "fastest", "knee"):
             return self._knee() if what == "knee" else min(self.points, key=self._cost_of(what))
         if "=" in what:
-            name, _, value = what.partition("=")
+            name, _, value = what.rpartition("=")
             own = [p for part in self.parts.values() if part.provenance.get("device") == name.partition("@")[2] for p in part]
             name = self._own_name(name)
             bound, direction = self._bound(name, value)

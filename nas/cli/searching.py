@@ -135,7 +135,7 @@ def _limits(given: list[str] | None) -> dict[str, list[str]] | None:
     """``NAME=VALUE`` texts by name; a name that is repeated has several budgets."""
     limits: dict[str, list[str]] = {}
     for text in given or []:
-        name, sign, value = text.partition("=")
+        name, sign, value = text.rpartition("=")  # a device may have one in its name
         if not sign:
             raise UserError(f"--limit {text}", allowed="NAME=VALUE", next_step="Write: --limit latency=5ms")
         limits.setdefault(name, []).append(value)
