@@ -49,11 +49,11 @@ def export(
     else:
         rows = []
         for item in exports:
-            ran = ", ".join(proof.runtime for proof in item.runtimes) or "onnxruntime-cpu"
+            ran = ", ".join(proof.runtime for proof in item.runtimes if proof.failure is None)
             difference = "" if item.max_relative_difference is None else f"{item.max_relative_difference:.1e}"
             same = "" if item.top1_agreement is None else f"{item.top1_agreement:.1%}"
             rows.append((item.id, str(run / "exports" / item.file), difference, same, ran))
-        show_table(["network", "file", "largest difference", "same top-1", "proven in"], rows)
+        show_table(["network", "file", "largest difference", "same top-1", "ran in"], rows)
     unproven = [item for item in exports if not item.proven]
     for item in unproven:
         why = "; ".join(item.problems) or "it differs from torch by more than 1e-4 or in a top-1 class"

@@ -19,7 +19,7 @@ from nas.demo import DemoResult
 from nas.exporting import Export, read_export
 from nas.finetuning import deployed_network
 from nas.onnx_files import Format, Signature, outputs
-from nas.proving import check_file
+from nas.proving import RuntimeProof, check_file
 from search_spaces import UserError
 from supernets import Split
 
@@ -154,6 +154,17 @@ def test_formats_that_there_are_not(options: dict[str, object], word: str) -> No
 def test_the_default_format_is_old_enough() -> None:
     assert (Format().opset, Format().ir) == (17, 8)
     assert Format(opset=21).ir == 10
+
+
+def test_other_runtimes_may_be_coarser_or_lack_something_but_not_compute_something_else() -> None:
+    first, other = "onnxruntime-cpu", "another"
+    assert RuntimeProof(first, 10, 1e-6, 1.0).problem() is None
+    assert "differs from torch by 1.0e-03" in str(RuntimeProof(first, 10, 1e-3, 1.0).problem())
+    assert "same top-1 class on 90.00%" in str(RuntimeProof(first, 10, 1e-6, 0.9).problem())
+    assert "cannot run it: no" in str(RuntimeProof(first, failure="no").problem())
+    assert RuntimeProof(other, 10, 1e-3, 0.9).problem() is None
+    assert RuntimeProof(other, failure="no").problem() is None
+    assert "in another it differs" in str(RuntimeProof(other, 10, 0.5, 0.9).problem())
 
 
 def test_operators_that_the_opset_lacks_are_named(demo: DemoResult, tmp_path: Path) -> None:
