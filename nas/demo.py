@@ -77,7 +77,7 @@ class DemoResult:
         return [
             f"front       {summary['networks']} networks, {summary['latency_span']:.1f}x apart in measured latency",
             f"accuracy    best verified {summary['best_accuracy']:.1%} (fine-tuned on {self.finetune_images} images); the "
-            f"largest network alone, trained on as many images as the supernet ({self.baseline.images}), {alone.accuracy:.1%}; on "
+            f"largest network alone, trained on the {self.baseline.images} images of the supernet, {alone.accuracy:.1%}; on "
             f"{alone.images} test images",
             f"limit       kept by {summary['networks'] - summary['broken_limits']} of {summary['networks']} networks "
             f"on the device's clock",
