@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas.api import DEFAULT_DEVICE
+from nas.api.defaults import DEFAULT_DEVICE
 from nas.objectives import OF_DEVICES, kind_of
 from nas.pareto import ParetoFront
 from search_spaces.errors import UserError

@@ -79,6 +79,11 @@ class Run:
         return replace(self, own=shaped)
 
     @classmethod
+    def of(cls, run: str | Path | Run) -> Run:
+        """A run, or the one in a folder."""
+        return run if isinstance(run, Run) else cls.open(run)
+
+    @classmethod
     def create(cls, path: str | Path, settings: dict[str, Any], *, space: SearchSpace | None = None) -> Run:
         """Make the folder, or open it if it holds the same run already.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from latency_tables import LatencyTable
-from nas.api import DEFAULT_DEVICE
+from nas.api.defaults import DEFAULT_DEVICE
 from nas.archive import Archive, Score
 from nas.baselines import Baseline, read_baselines
 from nas.exporting import Export, read_export

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from nas.api import DEFAULT_DEVICE
+from nas.api.defaults import DEFAULT_DEVICE
 from nas.pages.charts import Line, line_chart
 from nas.pages.contents import Contents, quoted, train_command
 from nas.pages.words import percent, section, table, text, three_digits

@@ -1,0 +1,150 @@
+"""The verbs from the front to the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nas.api.defaults import DEFAULT_DEVICE
+from nas.runs import Run
+from search_spaces.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from nas.exporting import Export
+    from nas.quantising import Quantised
+    from nas.reporting import Report
+    from nas.verification import Verification
+
+__all__ = ["compare", "export", "quantize", "report", "verify"]
+
+
+def export(
+    run: str | Path | Run,
+    *,
+    pick: str | None = None,
+    opset: int = 17,
+    ir_version: int | None = None,
+    batch: int | None = None,
+    pixels: str | None = None,
+    softmax: bool = False,
+    pt2: bool = False,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> list[Export]:
+    """Export networks of the front as ONNX and prove them: onnx's checker, and parity with torch in every installed runtime.
+
+    A plain PyTorch file stands beside each one, see `nas.load_network`. A file that is not proven is called
+    ``ID.unproven.onnx``; nothing is deleted.
+
+    Args:
+        pick: ``knee``, ``best``, ``fastest``, a limit such as ``latency=5ms``, or an id; None exports the whole front.
+        opset: of ONNX's operators; 17 loads in runtimes of 2022 and later.
+        ir_version: of the file; None: the oldest that knows the opset.
+        batch: images per run; None leaves it open.
+        pixels: ``"nhwc"`` or ``"nchw"``: the file takes uint8 pixels and normalises them itself.
+        softmax: the file gives probabilities instead of logits.
+        pt2: write what `torch.export` makes of each network, too.
+        force: export again what is exported already.
+
+    Raises:
+        UserError: an option that ONNX does not have, or an export that is there in another format.
+    """
+    from nas.exporting import export_points
+    from nas.onnx_files import Format
+    from nas.pareto import ParetoFront
+
+    form = Format(opset, ir_version, batch, pixels, softmax)
+    opened = Run.of(run)
+    front = ParetoFront.load(opened.file("front.json"))
+    points = list(front) if pick is None else [front.pick(pick)]
+    return export_points(opened, points, form=form, program=pt2, force=force, progress=progress)
+
+
+def quantize(
+    run: str | Path | Run,
+    *,
+    pick: str | None = None,
+    images: int = 512,
+    max_loss: float = 0.01,
+    sensitivity: bool = False,
+    aware: bool = False,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> list[Quantised]:
+    """Make INT8 twins of exported networks: static post-training quantisation, calibrated on training images.
+
+    Their accuracy on test images and their latency are measured by the next `verify`, beside the float networks.
+
+    Args:
+        pick: as for `export`; None takes the whole front.
+        images: training images for calibration, at most.
+        max_loss: accuracy (a fraction of validation images) that INT8 may cost; where it costs more, the most sensitive
+            layers stay in float.
+        sensitivity: measure what each layer costs alone, also where INT8 loses nothing.
+        aware: where INT8 costs more, train the network on with INT8's rounding before layers are left in float.
+        force: quantise again what is quantised already.
+
+    Raises:
+        UserError: a network is not exported, or an option out of range.
+    """
+    from nas.pareto import ParetoFront
+    from nas.quantising import quantise_points
+
+    opened = Run.of(run)
+    front = ParetoFront.load(opened.file("front.json"))
+    points = list(front) if pick is None else [front.pick(pick)]
+    return quantise_points(
+        opened,
+        points,
+        images=images,
+        max_loss=max_loss,
+        sensitivity=sensitivity,
+        aware=aware,
+        force=force,
+        progress=progress,
+    )
+
+
+def verify(run: str | Path | Run, *, device: str = DEFAULT_DEVICE, seed: int = 0, progress: Progress = SILENT) -> Verification:
+    """Run every exported network of the front on the device's clock and on the test images; writes ``verified.json``.
+
+    INT8 twins, baselines and files of `compare` are measured in the same rounds. ``.to_frame()`` is a pandas table.
+    """
+    from latency_tables import open_device
+    from nas.verifying import verify_run
+
+    return verify_run(Run.of(run), open_device(device), seed=seed, progress=progress)
+
+
+def compare(
+    run: str | Path | Run,
+    *files: str | Path,
+    device: str = DEFAULT_DEVICE,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Verification:
+    """Put any ONNX files beside the front: copied into the run, then everything is verified in the same rounds.
+
+    A file has an accuracy where it takes the run's images (float input: normalised as the run's; uint8 input: pixels) and
+    gives a score per class; any other file is timed only.
+
+    Raises:
+        UserError: not an ONNX file, one that the device cannot run, or a name that is taken.
+    """
+    from latency_tables import open_device
+    from nas.comparing import add_files
+
+    opened = Run.of(run)
+    add_files(opened, files, open_device(device), force=force)
+    return verify(opened, device=device, seed=seed, progress=progress)
+
+
+def report(run: str | Path | Run) -> Report:
+    """Write ``report.html``, ``report.md`` and ``networks.csv`` from whatever the run has so far; they say what is missing.
+
+    Returns: the files' paths and, as ``.to_frame()``, the table of networks.
+    """
+    from nas.reporting import write_report
+
+    return write_report(Run.of(run))

@@ -1,0 +1,178 @@
+"""The verbs that train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.api.defaults import DEFAULT_IMAGES
+from nas.own_models import remember
+from nas.runs import SUPERNET_VERSION, Run
+from search_spaces import Architecture, ElasticSpace, SearchSpace
+from search_spaces.artifacts import file_hash, write_json
+from search_spaces.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from nas.fidelity import RankCheck
+    from supernets import ImageData, PhaseEstimate, Ranks, Recipe, Supernet
+
+__all__ = ["estimate_training", "finetune", "rank_check", "train"]
+
+LOG_VERSION = 1
+
+
+def train(
+    supernet: Supernet,
+    data: str | ImageData,
+    *,
+    out: str | Path,
+    recipe: str | Recipe = "progressive",
+    epochs: float | None = None,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    tensorboard: bool = False,
+    ranks: Ranks | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress = SILENT,
+) -> Run:
+    """Train a supernet into a run folder; a folder that holds the same run, unfinished, is resumed.
+
+    Args:
+        data: a source for `nas.load_data` (``"digits"``, ``"folder:PATH"`` ...) or its result.
+        out: the run folder.
+        recipe: a name, a TOML file, or a `Recipe`.
+        epochs: of all phases together; default: the recipe's.
+        weights: a checkpoint of the largest network to start from, see `nas.start_from`; becomes part of the run.
+        seed: of everything random in training.
+        tensorboard: losses, accuracies and speed as TensorBoard scalars too, in ``training/tensorboard``.
+        ranks: the processes that train together, from `supernets.processes`; each of them calls this alike.
+        stop: asked after every step; True saves a checkpoint and raises `supernets.Interrupted`.
+
+    Raises:
+        UserError: bad input, or ``out`` holds something else; nothing is overwritten.
+    """
+    from supernets import ALONE, load_data, save_tensors, start_from
+    from supernets import train as run_training
+    from supernets.checks import check_training
+
+    ranks = ranks or ALONE
+    images = load_data(data, seed=seed) if isinstance(data, str) else data
+    supernet.bind(images.input_shape)
+    resolved = _recipe(recipe, epochs)
+    check_training(supernet, images, resolved, ranks)  # before there is a folder
+    settings = _settings(supernet, images, resolved, seed)
+    if weights is not None:
+        progress.say(f"start from {start_from(supernet, weights)}")
+        settings["weights"] = {"file": Path(weights).name, "sha256": file_hash(Path(weights))}
+    run = _made(out, settings, supernet.space, ranks)
+    if run.weights.exists():
+        progress.say(f"{run.path} is trained already")
+        supernet.load_state_dict(run.supernet().state_dict())
+        return run
+    log, scalars = run.file("training/log.csv"), run.file("training/tensorboard") if tensorboard else None
+    watched: dict[str, Any] = {"seed": seed, "ranks": ranks, "stop": stop, "progress": progress}
+    trained = run_training(supernet, images, resolved, checkpoint=run.checkpoint, log=log, scalars=scalars, **watched)
+    if ranks.first:
+        done = {"phases": trained.log, "seconds": trained.seconds, "images": trained.images, "data": images.to_dict()}
+        write_json(run.file("training/log.json"), "training-log", LOG_VERSION, done)
+        save_tensors(run.weights, supernet.state_dict(), "supernet", SUPERNET_VERSION, {"space": settings["space"]})
+    ranks.wait()
+    return run
+
+
+def _recipe(recipe: str | Recipe, epochs: float | None) -> Recipe:
+    from nas.recipes import load_recipe
+
+    return load_recipe(recipe, epochs=epochs) if isinstance(recipe, str) else recipe
+
+
+def _settings(supernet: Supernet, images: ImageData, recipe: Recipe, seed: int) -> dict[str, Any]:
+    return {
+        "space": supernet.space.to_dict(),
+        "data": {"source": images.source, "seed": images.seed, **images.identity()},
+        "recipe": recipe.to_dict(),
+        "seed": seed,
+    }
+
+
+def _made(out: str | Path, settings: dict[str, Any], space: SearchSpace, ranks: Ranks) -> Run:
+    """The run's folder: the first process makes it, the others wait for it."""
+    if ranks.first:
+        run = Run.create(out, settings, space=space)
+        if isinstance(space, ElasticSpace):
+            remember(run.path, space)
+    ranks.wait()
+    return run if ranks.first else Run.create(out, settings, space=space)
+
+
+def estimate_training(
+    supernet: Supernet,
+    data: str | ImageData,
+    *,
+    recipe: str | Recipe = "progressive",
+    epochs: float | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> list[PhaseEstimate]:
+    """Time and memory of the phases that `train` would run, from a few steps of each; nothing is written or changed."""
+    from supernets import estimate_training as run_estimate
+    from supernets import load_data
+
+    images = load_data(data, seed=seed) if isinstance(data, str) else data
+    return run_estimate(supernet, images, _recipe(recipe, epochs), seed=seed, progress=progress)
+
+
+def finetune(
+    run: str | Path | Run,
+    *,
+    pick: str = "knee",
+    arch: str | Architecture | None = None,
+    epochs: float | None = None,
+    recipe: str = "finetune",
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress = SILENT,
+) -> Path:
+    """Train a network on, alone; the next export ships these weights. Resumable, and done once.
+
+    Args:
+        pick: of the front, as for `export`.
+        arch: instead of ``pick``: an architecture, the id of one that was scored, ``largest`` or ``smallest``.
+        epochs: default: those of the recipe.
+        recipe: a name or a TOML file. With ``distill`` above 0 (as in ``finetune-distilled``) the supernet's largest
+            network teaches.
+
+    Raises:
+        UserError: nothing on the front fits ``pick``, or the network was fine-tuned otherwise before.
+    """
+    from nas.finetuning import find_network, finetune_network
+    from nas.pareto import ParetoFront
+
+    opened = Run.of(run)
+    if arch is None:
+        chosen = ParetoFront.load(opened.file("front.json")).pick(pick).arch
+    else:
+        chosen = find_network(opened, arch) if isinstance(arch, str) else arch
+    return finetune_network(opened, chosen, epochs=epochs, recipe=recipe, stop=stop, progress=progress)
+
+
+def rank_check(
+    run: str | Path | Run,
+    *,
+    networks: int = 8,
+    epochs: float,
+    images: int = DEFAULT_IMAGES,
+    seed: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress = SILENT,
+) -> RankCheck:
+    """Train some subnets alone and compare their order with the supernet's: Kendall's tau, in ``rank_check.json``.
+
+    Args:
+        networks: how many, from the smallest to the largest.
+        epochs: that each of them is trained, with the recipe ``single``.
+        images: validation images per score, at most.
+    """
+    from nas.fidelity import check_ranks
+
+    return check_ranks(Run.of(run), networks=networks, epochs=epochs, images=images, seed=seed, stop=stop, progress=progress)
