@@ -134,6 +134,12 @@ def _run(words: Sequence[str], content: bytes = b"") -> subprocess.CompletedProc
         raise Lost(f"no answer within {LONGEST_S:.0f} s") from None
 
 
+def _answer(done: subprocess.CompletedProcess[bytes]) -> bytes:
+    """The last line: a shell there may greet before it."""
+    lines = done.stdout[-MOST_BYTES:].splitlines()
+    return lines[-1] if lines else b""
+
+
 def _last_line(text: bytes) -> str:
     lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
     return "".join(c for c in (lines[-1] if lines else "no message") if c.isprintable())[:500]
@@ -180,7 +186,7 @@ class RemoteDevice:
             (Path(folder) / SCRIPT).write_text(script_text(), encoding="utf-8")
             done = self._kept(Path(folder), target, f"--describe {shlex.join(words)}", SILENT)
         try:
-            return check_fingerprint(json.loads(done.stdout[-MOST_BYTES:]), self.options)
+            return check_fingerprint(json.loads(_answer(done)), self.options)
         except ValueError as error:
             raise self._refused(f"it describes itself in a way that makes no sense ({error})"[:500]) from None
 
@@ -212,9 +218,9 @@ class RemoteDevice:
             target = f"{self.transport.base}/kit-{kit.id}"
             self._kept(folder, target, "", progress)
             results = Path(temporary) / "results.json"
-            results.write_bytes(self._answer(f"cat {target}/results.json", progress).stdout[:MOST_BYTES])
+            results.write_bytes(_answer(self._again(f"cat {target}/results.json", progress)))
             fingerprint, found = read_results(results, kit, again="Run the same command again")
-            self._answer(f"rm -rf {target}", progress)
+            self._again(f"rm -rf {target}", progress)
         if fingerprint != self._described:
             raise self._refused("it is another machine or runtime than at the beginning")
         progress.advance(plan.rounds)
@@ -240,7 +246,7 @@ class RemoteDevice:
             )
         raise self._refused(said)
 
-    def _answer(self, command: str, progress: Progress) -> subprocess.CompletedProcess[bytes]:
+    def _again(self, command: str, progress: Progress) -> subprocess.CompletedProcess[bytes]:
         return self._tried(lambda: self.transport.run(command), progress)
 
     def _tried(

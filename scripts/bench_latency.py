@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -165,23 +166,28 @@ def transfer(data: Path) -> None:
     space, rows, latency = read(data, "fbnet_help")
     order = np.random.default_rng(0).permutation(len(rows))
     train, pool, test = order[:SOURCE_NETWORKS], order[SOURCE_NETWORKS:2900], order[2900:]
-    known = {
-        name: nas.LatencyPredictor(space, kind="ridge").fit(rows[train], latency[name].to_numpy()[train]) for name in latency
-    }
-    ceiling = {
-        name: spearmanr(p.predict(rows[test]).mean, latency[name].to_numpy()[test]).statistic for name, p in known.items()
-    }
+    known = {}
+    for name in latency:
+        values = latency[name].to_numpy()
+        known[name] = nas.LatencyPredictor(space, kind="ridge").fit(rows[train], values[train]).predict(rows).mean
+    ceiling = {name: spearmanr(known[name][test], latency[name].to_numpy()[test]).statistic for name in latency}
+    place = {row.tobytes(): index for index, row in enumerate(rows)}
+
+    def source(name: str) -> Callable[[np.ndarray], np.ndarray]:
+        """What a known device's predictor says, computed once."""
+        return lambda archs: known[name][[place[row.tobytes()] for row in archs]]
+
     print(f"\na new device from a few networks and 26 others ({SOURCE_NETWORKS} networks each), FBNet: Spearman, mean error")
     print(f"{'device':<16}{'10: rho':>9}{'error':>8}{'20: rho':>9}{'error':>8}{f'{SOURCE_NETWORKS} of its own':>15}")
     totals = []
     for name in latency:
         values = latency[name].to_numpy()
-        sources = [lambda archs, p=p: p.predict(archs).mean for other, p in known.items() if other != name]
+        sources = [source(other) for other in latency if other != name]
         line = []
         for n in (10, 20):
             few = nas.FewShotLatency(space, sources)
             chosen = few.choose(n, among=rows[pool])
-            measured = values[pool][[np.flatnonzero((rows[pool] == row).all(axis=1))[0] for row in space.to_array(chosen)]]
+            measured = values[[place[row.tobytes()] for row in space.to_array(chosen)]]
             told = few.fit(chosen, measured).predict(rows[test]).mean
             line += [spearmanr(told, values[test]).statistic, float(np.mean(np.abs(told / values[test] - 1)))]
         totals.append([*line, ceiling[name]])

@@ -136,6 +136,13 @@ def test_a_phone_over_adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert device.fingerprint()["batch"] == 2
 
 
+def test_a_shell_that_greets_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phone(tmp_path, monkeypatch, trouble='echo "Welcome {{to}} this machine"')
+    device = open_device("adb://emulator-5554/onnxruntime-cpu")
+    first, *_ = device.time(candidates(), rng=np.random.default_rng(0), plan=FAST)
+    assert isinstance(first, Measurement)
+
+
 def test_a_lost_connection_is_tried_again_and_nothing_is_timed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lose = '[ -e {home}/back ] || case "$*" in *cat*) touch {home}/back; echo "error: device offline" >&2; exit 1;; esac'
     phone(tmp_path, monkeypatch, trouble=lose)
