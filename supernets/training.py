@@ -109,8 +109,8 @@ def train(
     log = log or (checkpoint and checkpoint.with_suffix(".csv"))
     own = ranks.first  # one process writes
     rows = TrainingLog(log if own else None, scalars if own else None)
-    run = _Run(supernet, data, recipe, seed, checkpoint, ranks, teacher)
-    run.stop, run.progress, run.label, run.rows, run.save_every_s = stop, progress, label, rows, save_every_s
+    watch = _Watch(stop, progress, label, rows, save_every_s)
+    run = _Run(supernet, data, recipe, seed, checkpoint, ranks, teacher, watch)
     begun = time.monotonic()
     try:
         run.begin()
@@ -125,14 +125,19 @@ def train(
     return Trained(run.steps, run.steps * recipe.batch, time.monotonic() - begun, run.log)
 
 
-class _Run:
-    """The state of one training run: where it is, its teacher, its log."""
+@dataclass(frozen=True)
+class _Watch:
+    """What a run asks and tells while it goes on."""
 
     stop: Callable[[], bool]
     progress: Progress
     label: str
     rows: TrainingLog
     save_every_s: float
+
+
+class _Run:
+    """The state of one training run: where it is, its teacher, its log."""
 
     def __init__(
         self,
@@ -143,7 +148,10 @@ class _Run:
         checkpoint: Path | None,
         ranks: Ranks,
         teacher: nn.Module | None,
+        watch: _Watch,
     ) -> None:
+        self.stop, self.progress, self.label = watch.stop, watch.progress, watch.label
+        self.rows, self.save_every_s = watch.rows, watch.save_every_s
         self.supernet, self.data, self.recipe, self.seed, self.ranks = supernet, data, recipe, seed, ranks
         self.device = next(supernet.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")

@@ -29,7 +29,7 @@ from supernets import (
 )
 from supernets.distributed import ALONE
 from supernets.losses import alpha_divergence, batch_loss
-from supernets.optimising import WeightAverage
+from supernets.optimising import WeightAverage, make_optimiser
 from supernets.states import CheckpointFile
 from supernets.steps import Steps
 
@@ -226,6 +226,24 @@ def test_half_precision_is_near_full_precision(data: ImageData, precision: str) 
     assert all(gradient.dtype == torch.float32 for gradient in half.values())
     assert F.cosine_similarity(a, b, dim=0) > 0.95
     assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_fused_optimiser_is_the_plain_one(data: ImageData, kind: str) -> None:
+    recipe = replace(ALL, optimiser=kind, weight_decay=0.01)
+    fused, plain = new_supernet(), new_supernet()
+    phase = plan_phases(recipe, fused.space, steps=100)[-1]
+    optimisers = [make_optimiser(net, recipe, lr=0.01) for net in (fused, plain)]
+    for group in optimisers[1].param_groups:
+        group["fused"] = False
+    for step in range(3):
+        steps_of(fused, data, recipe).gradients(step, phase)
+        for a, b in zip(fused.parameters(), plain.parameters(), strict=True):
+            b.grad = None if a.grad is None else a.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(fused.parameters(), plain.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(fused.parameters(), new_supernet().parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", recipe_names())
