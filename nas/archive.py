@@ -90,6 +90,8 @@ class Archive:
         self.heartbeat = heartbeat
         identity = {"space": space.key, "weights": weights}
         self._waiting: list[tuple[Claim, bool]] = []
+        if not create and self.place.is_file and not Path(str(self.place.url.database)).exists():
+            raise self._absent([])  # connecting would make the file
         with self.place.opening():
             self._retry = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
             self._storage = self.place.connect(heartbeat, self._retry)
@@ -117,7 +119,10 @@ class Archive:
         names = optuna.get_all_study_names(self._storage)
         if name in names:
             return optuna.load_study(study_name=name, storage=self._storage)
-        raise UserError(
+        raise self._absent(names)
+
+    def _absent(self, names: Sequence[str]) -> UserError:
+        return UserError(
             f"{self.place} has no archive of this run's weights",
             allowed=f"It holds: {', '.join(names) or 'nothing'}; the run folder needs the same weights on every machine",
             next_step="Start the search first: nas search RUN --storage URL",

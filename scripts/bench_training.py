@@ -155,7 +155,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--rounds", type=int, default=9, help="of every comparison")
+    parser.add_argument("--rounds", type=int, default=7, help="of every comparison")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -37,8 +37,8 @@ def alpha_divergence(logits: Tensor, soft: Tensor, *, alphas: tuple[float, float
     """Adaptive alpha-divergence between a teacher's and a student's probabilities (AlphaNet, Wang et al., ICML 2021).
 
     A negative alpha punishes a student for being sure where its teacher is not, a positive one for missing what its teacher
-    is sure of; each example counts the larger of the two. The gradient is the divergence's; the value is that of a
-    surrogate with the same gradient, in which only the student's log-probabilities are differentiated.
+    is sure of; each example counts the larger of the two. The value is the divergence's, and so is the gradient; it comes from
+    a surrogate in which only the student's log-probabilities are differentiated.
 
     Args:
         logits: (B, classes) of the student.
@@ -52,7 +52,8 @@ def alpha_divergence(logits: Tensor, soft: Tensor, *, alphas: tuple[float, float
         student = log_student.exp()
     both = [_divergence(student, soft, log_ratio, log_student, alpha, clip) for alpha in alphas]
     (low, low_loss), (high, high_loss) = both
-    return torch.where(low > high, low_loss, high_loss).mean()
+    value, loss = torch.maximum(low, high), torch.where(low > high, low_loss, high_loss)
+    return (loss + (value - loss).detach()).mean()
 
 
 def _divergence(

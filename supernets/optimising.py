@@ -17,7 +17,7 @@ __all__ = ["WeightAverage", "learning_rate", "make_optimiser", "optimiser_state"
 def make_optimiser(model: nn.Module, recipe: Recipe, *, lr: float) -> torch.optim.Optimizer:
     """The optimiser of a recipe: weights decay, biases and normalisations do not, kernel maps as the recipe says.
 
-    Fused: a quarter of the plain loop's time on a CPU, and on a GPU no wait for the loss scale of fp16. The fused kernels
+    Fused: less than half of the plain loop's time on a CPU, and on a GPU no wait for the loss scale of fp16. The fused kernels
     walk through memory, so a gradient must lie in memory as its parameter does; gradients of a backward pass do.
     """
     decayed: list[nn.Parameter] = []

@@ -168,6 +168,7 @@ def test_what_does_not_belong_is_refused(tmp_path: Path, space: SearchSpace, mon
     assert "pip install" in caught.value.next_step
     with pytest.raises(UserError, match="no archive of this run's weights"):
         Archive(f"sqlite:///{tmp_path / 'none.db'}", space, weights="w", create=False)
+    assert not (tmp_path / "none.db").exists()
     for url in ("mysql://u:secret@host/db", "nonsense", "sqlite://"):
         with pytest.raises(UserError, match="storage") as caught:
             archive(url, space)
