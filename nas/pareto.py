@@ -109,7 +109,7 @@ class ParetoFront:
         if "=" in what:
             name, _, value = what.rpartition("=")
             own = [p for part in self.parts.values() if part.provenance.get("device") == name.partition("@")[2] for p in part]
-            name = self._own_name(name)
+            name = self.own_name(name)
             bound, direction = self._bound(name, value)
             within = [p for p in [*self.points, *own] if name in p.values and _within(p.values[name], bound, direction)]
             if within:
@@ -123,7 +123,7 @@ class ParetoFront:
             next_step="Choose one of them",
         )
 
-    def _own_name(self, name: str) -> str:
+    def own_name(self, name: str) -> str:
         """A quantity as the points have it: that of the first device goes without device."""
         kind, _, device = name.partition("@")
         return kind if device and device == self.provenance.get("device") else name

@@ -65,25 +65,35 @@ def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Ve
         UserError: a network of the front is not exported, or its file was changed; the device cannot run one.
     """
     front = ParetoFront.load(run.file("front.json"))
-    if front.provenance["device"] != device.name:
+    searched = str(front.provenance.get("devices", front.provenance["device"]))
+    if device.name not in searched.split(", "):
         raise UserError(
-            f"the front of {run.path} was searched for {front.provenance['device']}",
+            f"the front of {run.path} was searched for {searched}",
             allowed=f"A front for {device.name}",
             next_step=f"Verify on that device, or search again: nas search {run.path} --device {device.name}",
         )
+    latency = front.own_name(f"latency@{device.name}")
     exports = [read_export(run, point.arch.id) for point in front]
-    networks = [_network(run, point, export) for point, export in zip(front, exports, strict=True)]
+    networks = [_network(run, point, export, latency) for point, export in zip(front, exports, strict=True)]
     twins = [_twin(run, export) for export in exports]
     baselines = [_baseline(run, baseline) for baseline in read_baselines(run)]
     everyone = [*networks, *(twin for twin in twins if twin is not None), *baselines]
     tested = _tested(run, device, everyone, seed, progress)
-    result = _result(device, tested, [Limit(name, bound) for name, bound in front.limits.items()])
+    limits = [
+        Limit({latency: "latency"}.get(name, name), bound) for name, bound in front.limits.items() if _here(name, latency)
+    ]
+    result = _result(device, tested, limits)
     result.save(run.file("verified.json"))
     return result
 
 
-def _network(run: Run, point: Point, export: Export) -> _Candidate:
-    promised = {name: point.values[name] for name in ("accuracy", "latency")}
+def _here(limit: str, latency: str) -> bool:
+    """Whether a limit is judged on this device: not the latency on another one."""
+    return limit == latency or not limit.startswith("latency")
+
+
+def _network(run: Run, point: Point, export: Export, latency: str) -> _Candidate:
+    promised = {"accuracy": point.values["accuracy"], "latency": point.values[latency]}
     again = f"nas export {run.path} --pick {export.id} --force"
     path = run.exports / export.file
     return _Candidate(export.id, path, export.resolution, again, promised, export.finetuned, network=export.id)
