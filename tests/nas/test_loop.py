@@ -124,3 +124,17 @@ def test_picks(demo: DemoResult, pick: str) -> None:
     assert demo.front.pick(point.arch.id) == point
     bound = point.values["latency"]
     assert demo.front.pick(f"latency={bound * 1.0001}ms").values["latency"] <= bound * 1.0001
+
+
+def test_every_device_of_a_search_can_verify(finished: Path) -> None:
+    devices = ["onnxruntime-cpu", "simulated"]
+    slowest = nas.profile(nas.Run.open(finished).space, device="simulated", out=finished).slowest()[0]
+    front = nas.search(
+        finished, device=devices, limits={"latency@simulated": slowest}, samples=24, points=3, generations=5, force=True
+    )
+    nas.export(finished)
+    there = nas.verify(finished, device="simulated")
+    for point, network in zip(front, there.networks, strict=True):
+        assert network.promised["latency"] == point.values["latency@simulated"]
+        assert network.latency_ms == pytest.approx(point.values["latency@simulated"], rel=0.05)
+        assert not network.broken
