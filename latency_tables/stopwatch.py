@@ -42,10 +42,10 @@ class Measurement:
 
     Attributes:
         median_ms, p10_ms, p90_ms, p95_ms: of the wall clock; ``low_ms`` and ``high_ms`` bound the 95 % interval of the median.
-        cpu_median_ms: of the thread's CPU time.
+        cpu_median_ms: of the thread's CPU time; ``cpu_low_ms`` and ``cpu_high_ms`` bound its interval.
         samples, runs_per_sample: how many.
 
-    Tables of format 1 have neither the interval nor the 95th percentile: None there.
+    Tables of format 1 have neither intervals nor the 95th percentile: None there.
     """
 
     median_ms: float
@@ -57,6 +57,8 @@ class Measurement:
     p95_ms: float | None = None
     low_ms: float | None = None
     high_ms: float | None = None
+    cpu_low_ms: float | None = None
+    cpu_high_ms: float | None = None
 
     @property
     def busy(self) -> float:
@@ -67,12 +69,10 @@ class Measurement:
         """The median on a clock, ``"wall"`` or ``"cpu"``."""
         return self.cpu_median_ms if clock == "cpu" else self.median_ms
 
-    @property
-    def uncertainty(self) -> float:
-        """Half the 95 % interval of the median, relative; 0 where it is unknown."""
-        if self.low_ms is None or self.high_ms is None:
-            return 0.0
-        return (self.high_ms - self.low_ms) / (2 * self.median_ms)
+    def uncertainty(self, clock: str) -> float:
+        """Half the 95 % interval of the median on a clock, relative; 0 where it is unknown."""
+        low, high = (self.cpu_low_ms, self.cpu_high_ms) if clock == "cpu" else (self.low_ms, self.high_ms)
+        return 0.0 if low is None or high is None else (high - low) / (2 * self.ms(clock))
 
     @classmethod
     def of(cls, wall_ns: Sequence[float], cpu_ns: Sequence[float], runs_per_sample: int) -> Measurement:
@@ -83,8 +83,8 @@ class Measurement:
         """
         scale = 1e-6 / runs_per_sample
         p10, median, p90, p95 = (float(v) for v in np.percentile(wall_ns, [10, 50, 90, 95]) * scale)
-        low, high = (float(v) * scale for v in median_interval(wall_ns))
-        return cls(median, p10, p90, float(np.median(cpu_ns) * scale), len(wall_ns), runs_per_sample, p95, low, high)
+        bounds = [float(v) * scale for clock in (wall_ns, cpu_ns) for v in median_interval(clock)]
+        return cls(median, p10, p90, float(np.median(cpu_ns) * scale), len(wall_ns), runs_per_sample, p95, *bounds)
 
     @classmethod
     def from_dict(cls, value: Any) -> Measurement:

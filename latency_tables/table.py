@@ -189,7 +189,7 @@ class LatencyTable:
         middle = float(np.median([timing.ms(self.clock) for timing in self.levels]))
         found = self.levels[level]
         moved = middle / found.ms(self.clock)
-        return moved if abs(moved - 1) > found.uncertainty else 1.0
+        return moved if abs(moved - 1) > found.uncertainty(self.clock) else 1.0
 
     @property
     def drift(self) -> float:

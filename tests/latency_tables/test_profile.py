@@ -345,7 +345,19 @@ def test_a_table_of_format_1_is_read_and_estimates_the_same(tmp_path: Path) -> N
             return [older(item) for item in part]
         if not isinstance(part, dict):
             return part
-        new = ("p95_ms", "low_ms", "high_ms", "level", "levels", "interpolated", "anchor", "residual", "learnt")
+        new = (
+            "p95_ms",
+            "low_ms",
+            "high_ms",
+            "cpu_low_ms",
+            "cpu_high_ms",
+            "level",
+            "levels",
+            "interpolated",
+            "anchor",
+            "residual",
+            "learnt",
+        )
         return {name: older(item) for name, item in part.items() if name not in new}
 
     path.write_text(json.dumps(older(value) | {"version": 1}))

@@ -162,7 +162,7 @@ def test_a_steady_candidate_needs_few_samples_and_a_noisy_one_all() -> None:
     assert isinstance(first, Measurement)
     assert isinstance(second, Measurement)
     assert (first.samples, second.samples) == (10, 40)
-    assert first.uncertainty == 0 < second.uncertainty
+    assert first.uncertainty("wall") == 0 < second.uncertainty("wall")
 
 
 def test_a_busy_machine_settles_on_the_cpu_clock() -> None:
@@ -177,6 +177,7 @@ def test_a_busy_machine_settles_on_the_cpu_clock() -> None:
     )
     assert isinstance(found, Measurement)
     assert found.samples == 10
+    assert found.uncertainty("cpu") == 0 < found.uncertainty("wall")
 
 
 def test_warming_up_goes_on_while_times_fall() -> None:
