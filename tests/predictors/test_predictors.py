@@ -27,10 +27,10 @@ def planted(space: SearchSpace, n: int, *, noise: float, seed: int = 0) -> tuple
     return rows, np.clip(values, 0, 1)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in (*predictors.PREDICTORS, "auto") if kind not in ("mlp", "nearest-neighbour")]
-)
-@pytest.mark.parametrize("shares", [False, True])
+QUICK = [kind for kind in (*predictors.PREDICTORS, "auto") if kind not in ("mlp", "nearest-neighbour", "stack")]
+
+
+@pytest.mark.parametrize(("kind", "shares"), [*((k, s) for k in QUICK for s in (False, True)), ("stack", True)])
 def test_a_planted_function_is_found(space: SearchSpace, kind: str, shares: bool) -> None:
     rows, values = planted(space, 150 if kind == "stack" else 300, noise=0.002)  # a stack fits a hundred models
     unseen, truth = planted(space, 200, noise=0.0, seed=1)
