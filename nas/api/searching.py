@@ -206,10 +206,12 @@ def search(
 def _table(run: Run, device: str, progress: Progress) -> LatencyTable:
     """A device's table: measured here, or as it lies in the run, where the device is elsewhere."""
     from latency_tables import LatencyTable, open_device
+    from nas.tables import STORED
 
     path = run.table(device)
     try:
-        open_device(device)
+        if not device.startswith(STORED):
+            open_device(device)
     except UserError as error:
         if not path.exists():
             raise UserError(

@@ -197,7 +197,7 @@ def test_several_devices_and_budgets_in_one_search(run: Run, tables: dict[str, n
     best = max(p.values["accuracy"] for p in everyone if p.values["latency@phone"] <= phone)
     assert own.values["accuracy"] == best
     assert front.pick(own.arch.id).arch == own.arch
-    assert write_report(run).exists()  # it shows the first device
+    assert write_report(run).path.exists()  # it shows the first device
 
 
 def test_a_limit_on_accuracy_that_measurements_break_leaves_empty_fronts(run: Run, tables: dict[str, nas.LatencyTable]) -> None:

@@ -9,6 +9,7 @@ import search_spaces
 from latency_tables import LatencyTable, Measurement
 from latency_tables.correction import Correction, Errors, Quality
 from latency_tables.table import Entry
+from nas.recipes import load_recipe
 from nas.runs import SUPERNET_VERSION, Run
 from search_spaces import SearchSpace
 from supernets import Supernet, load_data, save_tensors
@@ -20,7 +21,7 @@ def tiny_run(folder: Path) -> Run:
     space = search_spaces.build("small-mobilenet", width=0.25, image=28, channels=1).restrict(resolution=[16])
     data = load_data("fake:28x1x4", seed=0)
     described = {"source": data.source, "name": data.name, "seed": data.seed, "hash": data.hash}
-    recipe = {"name": "none", "epochs": 0.0, "phases": {}}
+    recipe = load_recipe("quick", epochs=1.0).to_dict()
     settings = {"space": space.to_dict(), "data": described, "recipe": recipe, "seed": 0}
     run = Run.create(folder, settings, space=space)
     save_tensors(run.weights, Supernet(space, seed=0).state_dict(), "supernet", SUPERNET_VERSION, {"space": space.to_dict()})
