@@ -31,7 +31,8 @@ class Budget:
         augmented_from: epochs that make augmentation worth its while; with fewer, images are shown as they are.
         recipe: of the supernet.
         width: width multiplier of the space.
-        samples: scored subnets.
+        samples: subnets scored to learn from.
+        scores: subnets scored in all; the others are what the search proposes.
         validation_images: per scored subnet, at most.
         points: networks on the front.
         limit_share: the latency limit, as a share of the largest network's estimated latency.
@@ -42,7 +43,8 @@ class Budget:
     augmented_from: float = 5.0
     recipe: str = "quick"
     width: float = 0.5
-    samples: int = 80
+    samples: int = 44
+    scores: int = 80
     validation_images: int = 1000
     points: int = 12
     generations: int = 60
@@ -142,6 +144,7 @@ def run_demo(
             device=device,
             limits={"latency": limit},
             samples=budget.samples,
+            budget=budget.scores,
             images=budget.validation_images,
             points=budget.points,
             generations=budget.generations,

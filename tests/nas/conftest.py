@@ -13,7 +13,7 @@ from nas.demo import Budget, DemoResult, run_demo
 @pytest.fixture(scope="session")
 def budget() -> Budget:
     """Seconds instead of minutes."""
-    return Budget(macs=5.4e9, width=0.25, samples=24, validation_images=200, points=8, generations=15)
+    return Budget(macs=5.4e9, width=0.25, samples=24, scores=32, validation_images=200, points=8, generations=15)
 
 
 @pytest.fixture(scope="session")
