@@ -38,8 +38,8 @@ class Budget:
         limit_share: the latency limit, as a share of the largest network's estimated latency.
     """
 
-    macs: float = 3.6e11
-    finetune_share: float = 0.6
+    macs: float = 2.7e11
+    finetune_share: float = 0.7
     augmented_from: float = 5.0
     recipe: str = "quick"
     width: float = 0.5

@@ -34,11 +34,13 @@ class Run:
         path: the folder.
         settings: what the run was made with (space, data, recipe, seed, weights if any), as in ``run.json``.
         own: the space of networks of the user's own, where it is at hand.
+        images: the run's data, where they are at hand.
     """
 
     path: Path
     settings: dict[str, Any]
     own: ElasticSpace | None = field(default=None, repr=False, compare=False)
+    images: ImageData | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path, *, space: ElasticSpace | None = None) -> Run:
@@ -160,7 +162,7 @@ class Run:
         from supernets import load_data, shown_to
 
         wanted = self.settings["data"]
-        data = load_data(wanted["source"], seed=wanted["seed"], augment=wanted.get("augment", True))
+        data = self.images or load_data(wanted["source"], seed=wanted["seed"], augment=wanted.get("augment", True))
         if data.hash != wanted["hash"]:
             raise UserError(
                 f"{wanted['source']} has changed since {self.path} was trained",

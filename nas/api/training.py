@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def train(
     if weights is not None:
         progress.say(f"start from {start_from(supernet, weights)}")
         settings["weights"] = {"file": Path(weights).name, "sha256": file_hash(Path(weights))}
-    run = _made(out, settings, supernet.space, ranks)
+    run = replace(_made(out, settings, supernet.space, ranks), images=images)
     if run.weights.exists():
         progress.say(f"{run.path} is trained already")
         supernet.load_state_dict(run.supernet().state_dict())
