@@ -22,12 +22,14 @@ def test_broken_networks_are_told_apart_and_cost_the_others_no_precision() -> No
     rows, new = np.split(SPACE.sample_rows(400, rng), [150])
     truth, broken = accuracies(new)
     model = Model.fit(SPACE, rows, -accuracies(rows)[0])
-    assert model.broken is not None and model.broken.value == 0.0
+    assert model.broken is not None
+    assert model.broken.value == 0.0
     mean = -model.mean(new)
     assert np.abs(mean[~broken] - truth[~broken]).max() < 2.0
     assert (mean[broken] == 0.0).mean() > 0.9
     draws = -model.sample(new, 16, rng)
-    assert (draws[:, broken] == 0.0).mean() > 0.9 and (draws[:, ~broken] > 0.0).mean() > 0.99
+    assert (draws[:, broken] == 0.0).mean() > 0.9
+    assert (draws[:, ~broken] > 0.0).mean() > 0.99
     assert (model.optimistic(new, 1.0) <= model.mean(new) + 1e-9).all()
 
 
