@@ -22,7 +22,7 @@ __all__ = ["Budget", "DemoResult", "run_demo"]
 
 @dataclass(frozen=True)
 class Budget:
-    """What a demo may spend; the default takes about five minutes on two cores.
+    """What a demo may spend; the default takes five to six minutes on two cores.
 
     Attributes:
         macs: multiply-accumulates of the largest network over all images that the supernet is trained on; the largest network
@@ -38,8 +38,8 @@ class Budget:
         limit_share: the latency limit, as a share of the largest network's estimated latency.
     """
 
-    macs: float = 2.7e11
-    finetune_share: float = 0.7
+    macs: float = 3.6e11
+    finetune_share: float = 0.6
     augmented_from: float = 5.0
     recipe: str = "quick"
     width: float = 0.5
