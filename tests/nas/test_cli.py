@@ -112,7 +112,7 @@ def test_results_as_text(finished: Path, budget: Budget) -> None:
     assert json.loads(nas("profile", finished, "--json").stdout)["quality"]["networks"] > 0
     found = nas("search", finished, "--samples", budget.samples, "--points", 4, "--force")
     assert found.returncode == 0, found.stderr
-    assert "accuracy (predicted)" in found.stdout
+    assert "latency ms (estimated)" in found.stdout
     tuned = nas("finetune", finished, "--pick", "fastest", "--epochs", "0.2")
     assert tuned.returncode == 0, tuned.stderr
     assert "same top-1" in nas("export", finished).stdout
