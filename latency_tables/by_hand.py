@@ -110,9 +110,8 @@ def make_kit(
         raise UserError(f"{folder} is not empty", allowed="A new folder for a kit", next_step="Choose another one with --out")
     if kind not in KINDS:
         raise UserError(f"a kit for '{kind}'", allowed=f"A kit runs: {', '.join(KINDS)}", next_step="Choose one with --device")
-    amount = dataclasses.replace(
-        amount or Amount(), by_work=True
-    )  # nothing is measured yet that could tell the fast from the slow
+    # Nothing is measured yet that could tell the fast from the slow.
+    amount = dataclasses.replace(amount or Amount(), by_work=True)
     kit_writer = KitWriter(folder, kind, options, plan, seed)
     recorder = _Recorder(kind, options, PRECISIONS, writer=kit_writer)
     profile(space, recorder, writer=writer, seed=seed, amount=amount, plan=plan)

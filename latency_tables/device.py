@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,7 +21,19 @@ from search_spaces.progress import SILENT, Progress
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Candidate", "Device", "LocalDevice", "Model", "Options", "Runner", "file_name", "full_name", "machine"]
+__all__ = [
+    "Candidate",
+    "Device",
+    "LocalDevice",
+    "Model",
+    "Optioned",
+    "Options",
+    "Runner",
+    "file_name",
+    "full_name",
+    "machine",
+    "serialised",
+]
 
 Model = Any  # an onnx.ModelProto, or the bytes of one
 
@@ -101,8 +113,31 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.@,=_-]+", "+", name)
 
 
+def serialised(model: onnx.ModelProto | bytes) -> bytes:
+    """A model as the bytes of its file."""
+    return model if isinstance(model, bytes) else model.SerializeToString()
+
+
+class Optioned:
+    """What every device's options say of it."""
+
+    options: Options
+
+    @property
+    def threads(self) -> int:
+        return self.options.threads
+
+    @property
+    def batch(self) -> int:
+        return self.options.batch
+
+    @property
+    def precision(self) -> str:
+        return self.options.precision
+
+
 @dataclass(frozen=True)
-class LocalDevice:
+class LocalDevice(Optioned):
     """What devices on this machine share: a name made of their options, and timing by the stopwatch here.
 
     Raises:
@@ -126,26 +161,13 @@ class LocalDevice:
         return full_name(self.kind, self.options)
 
     @property
-    def threads(self) -> int:
-        return self.options.threads
-
-    @property
-    def batch(self) -> int:
-        return self.options.batch
-
-    @property
-    def precision(self) -> str:
-        return self.options.precision
-
-    @property
     def clock(self) -> Clock:
         """What runs are timed with."""
         return SYSTEM_CLOCK
 
     def fingerprint_of(self, runtime: str, version: str, **more: Any) -> dict[str, Any]:
         """A fingerprint on this machine."""
-        options = {"precision": self.precision, "threads": self.threads, "batch": self.batch}
-        return {**machine(), "runtime": runtime, "runtime_version": version, **options, **more}
+        return {**machine(), "runtime": runtime, "runtime_version": version, **asdict(self.options), **more}
 
     def load(self, model: onnx.ModelProto | bytes) -> Runner:
         raise NotImplementedError

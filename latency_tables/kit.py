@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from latency_tables.device import Candidate, Options
+from latency_tables.device import Candidate, Options, serialised
 from latency_tables.quantise import quantised
 from latency_tables.standalone import LONGEST_SAMPLE, RESULTS_KIND, RESULTS_VERSION, Plan
 from latency_tables.stopwatch import Failure, Measurement
@@ -101,7 +101,7 @@ class KitWriter:
 
     def _content(self, model: onnx.ModelProto | bytes) -> bytes:
         """The model's bytes; random weights become references to the file that the script draws."""
-        loaded = onnx.load_from_string(model if isinstance(model, bytes) else model.SerializeToString())
+        loaded = onnx.load_from_string(serialised(model))
         if self.options.precision == "int8":
             loaded = quantised(loaded)
         if any(p.key == "weights" and p.value == "random" for p in loaded.metadata_props):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from latency_tables.device import LocalDevice, Options
+from latency_tables.device import LocalDevice, Options, serialised
 from latency_tables.quantise import quantised
 from latency_tables.standalone import SessionRunner, describe, open_session
 
@@ -30,8 +30,7 @@ class OnnxRuntime(LocalDevice):
         """A session for the model; raises what ONNX Runtime raises where it cannot take it."""
         if self.precision == "int8":
             model = quantised(model)
-        content = model if isinstance(model, bytes) else model.SerializeToString()
-        return SessionRunner(open_session(content, self.kind, self.threads), self.batch)
+        return SessionRunner(open_session(serialised(model), self.kind, self.threads), self.batch)
 
 
 def open_onnxruntime(kind: str, options: Options) -> OnnxRuntime:

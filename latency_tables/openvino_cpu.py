@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from latency_tables.device import LocalDevice, Options
+from latency_tables.device import LocalDevice, Options, serialised
 from latency_tables.quantise import quantised
 from latency_tables.standalone import random_input
 
@@ -42,7 +42,6 @@ class OpenVino(LocalDevice):
         """A compiled model; raises what OpenVINO raises where it cannot take it."""
         openvino = _openvino()
         loaded = quantised(model) if self.precision == "int8" else model
-        content = loaded if isinstance(loaded, bytes) else loaded.SerializeToString()
         core = openvino.Core()
         settings = {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
@@ -51,7 +50,7 @@ class OpenVino(LocalDevice):
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,
         }
-        return OpenVinoRunner(openvino, core, core.read_model(content), settings, self.batch)
+        return OpenVinoRunner(openvino, core, core.read_model(serialised(loaded)), settings, self.batch)
 
 
 class OpenVinoRunner:

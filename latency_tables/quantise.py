@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from latency_tables.device import serialised
+
 __all__ = ["quantised"]
 
 INPUTS = 2  # random inputs for the scales
@@ -47,7 +49,7 @@ def quantised(model: onnx.ModelProto | bytes) -> onnx.ModelProto:
         pass
 
     # A copy: the quantiser moves the weights of what it is given into files of its own.
-    loaded = onnx.load_from_string(model if isinstance(model, bytes) else model.SerializeToString())
+    loaded = onnx.load_from_string(serialised(model))
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for node in loaded.graph.node):
         return loaded
     reader = Reader(loaded)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from latency_tables.device import Candidate, Options, full_name
+from latency_tables.device import Candidate, Optioned, Options, full_name, serialised
 from latency_tables.kit import SCRIPT, KitWriter, check_fingerprint, read_results, script_text
 from latency_tables.standalone import SessionRunner, open_session
 from latency_tables.stopwatch import Failure, Measurement, Plan
@@ -146,7 +146,7 @@ def _last_line(text: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class RemoteDevice:
+class RemoteDevice(Optioned):
     """An ONNX Runtime device at another place.
 
     Only times come from there: `load` gives the runtime here, for results that do not depend on the machine.
@@ -161,18 +161,6 @@ class RemoteDevice:
     @property
     def name(self) -> str:
         return f"{self.url}/{full_name(self.kind, self.options)}"
-
-    @property
-    def threads(self) -> int:
-        return self.options.threads
-
-    @property
-    def batch(self) -> int:
-        return self.options.batch
-
-    @property
-    def precision(self) -> str:
-        return self.options.precision
 
     def fingerprint(self) -> dict[str, Any]:
         """What times there depend on."""
@@ -192,8 +180,7 @@ class RemoteDevice:
 
     def load(self, model: onnx.ModelProto | bytes) -> SessionRunner:
         """The model in ONNX Runtime here; see the class."""
-        content = model if isinstance(model, bytes) else model.SerializeToString()
-        return SessionRunner(open_session(content, "onnxruntime-cpu", 1), self.batch)
+        return SessionRunner(open_session(serialised(model), "onnxruntime-cpu", 1), self.batch)
 
     def time(
         self,

@@ -7,13 +7,13 @@ processor. Nothing is timed; results are computed by ONNX Runtime.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 
-from latency_tables.device import Candidate, LocalDevice, Options
+from latency_tables.device import Candidate, LocalDevice, Options, serialised
 from latency_tables.quantise import quantised
 from latency_tables.standalone import SessionRunner, open_session
 from latency_tables.stopwatch import Failure, Measurement, Plan
@@ -35,14 +35,12 @@ class Simulated(LocalDevice):
 
     def fingerprint(self) -> dict[str, Any]:
         """What times depend on, as JSON values; the same on every machine."""
-        options = {"precision": self.precision, "threads": self.threads, "batch": self.batch}
-        return {**MACHINE, "runtime": "simulated", "runtime_version": VERSION, **options}
+        return {**MACHINE, "runtime": "simulated", "runtime_version": VERSION, **asdict(self.options)}
 
     def load(self, model: onnx.ModelProto | bytes) -> SessionRunner:
         """The model in ONNX Runtime: its results are real, its times are not asked for."""
         loaded = quantised(model) if self.precision == "int8" else model
-        content = loaded if isinstance(loaded, bytes) else loaded.SerializeToString()
-        return SessionRunner(open_session(content, "onnxruntime-cpu", 1), self.batch)
+        return SessionRunner(open_session(serialised(loaded), "onnxruntime-cpu", 1), self.batch)
 
     def time(
         self,
@@ -67,7 +65,7 @@ class Simulated(LocalDevice):
 
 def simulated_ns(model: onnx.ModelProto | bytes, options: Options) -> float:
     """Nanoseconds of one run of a model by the formula."""
-    loaded = onnx.load_from_string(model if isinstance(model, bytes) else model.SerializeToString())
+    loaded = onnx.load_from_string(serialised(model))
     first = loaded.graph.input[0].type.tensor_type.shape.dim[0]
     if not first.dim_value:
         first.dim_value = options.batch
