@@ -13,7 +13,7 @@ from nas.recipes import load_recipe
 from nas.runs import Run
 from search_spaces.artifacts import atomic_path, read_json, write_json
 from search_spaces.progress import Progress
-from supernets import Supernet, calibrated, train
+from supernets import Supernet, calibrated, resolution_of, train
 
 __all__ = ["BASELINE_VERSION", "Baseline", "read_baselines", "train_largest_alone"]
 
@@ -54,7 +54,7 @@ def train_largest_alone(run: Run, *, epochs: float, progress: Progress, stop: Ca
     trained = train(
         alone, data, recipe, checkpoint=checkpoint, seed=run.settings["seed"], progress=progress, stop=stop, label="alone"
     )
-    resolution = int(largest.to_dict().get("resolution", data.size))
+    resolution = resolution_of(largest, data)
     network = calibrated(alone, largest, data, seed=run.settings["seed"])
     model = onnx_model(network, data.test.batch([0, 1], resolution), {"space": run.space.key})
     path = folder / f"{name}.onnx"

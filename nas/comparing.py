@@ -10,11 +10,11 @@ import onnx
 
 from latency_tables import Device
 from nas.baselines import BASELINE_VERSION, Baseline, read_baselines
-from nas.exporting import resolution_of
 from nas.onnx_files import Signature
 from nas.runs import Run
 from search_spaces.artifacts import atomic_path, file_hash, write_json
 from search_spaces.errors import UserError
+from supernets import resolution_of
 
 __all__ = ["add_files"]
 

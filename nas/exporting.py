@@ -23,9 +23,9 @@ from search_spaces import Architecture
 from search_spaces.artifacts import atomic_path, file_hash, made_by, read_json, write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import ImageData, Network, export_onnx
+from supernets import ImageData, Network, export_onnx, resolution_of
 
-__all__ = ["Export", "export_points", "read_export", "resolution_of", "write_onnx"]
+__all__ = ["Export", "export_points", "read_export", "write_onnx"]
 
 EXPORT_VERSION = 2  # version 1 had one format only, and proofs in one runtime
 
@@ -178,11 +178,6 @@ def _record(arch_id: str, path: Path, resolution: int, proof: Proof, form: Forma
         runtimes=proof.runtimes,
         problems=proof.problems,
     )
-
-
-def resolution_of(arch: Architecture, data: ImageData) -> int:
-    """Side of the images that a network takes, in px."""
-    return int(arch.to_dict().get("resolution", data.size))
 
 
 def onnx_model(

@@ -15,12 +15,12 @@ from scipy import stats
 from nas.finetuning import only
 from nas.recipes import load_recipe
 from nas.runs import Run
-from nas.scoring import choose_subnets
+from nas.scoring import choose_subnets, validate
 from search_spaces import Architecture
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import ImageData, calibrated, evaluate, train
+from supernets import ImageData, calibrated, evaluate, resolution_of, train
 
 __all__ = ["RankCheck", "RankPair", "check_ranks", "kendall"]
 
@@ -120,13 +120,12 @@ def _pair(
     label: str,
 ) -> RankPair:
     seed = run.settings["seed"]
-    resolution = int(arch.to_dict().get("resolution", data.size))
-    shared, _ = evaluate(calibrated(run.supernet(), arch, data, seed=seed), data.val, resolution, most=images)
+    shared, _ = validate(run, arch, images)
     alone = only(run, arch)
     checkpoint = run.file("rank_check") / f"{arch.id}.checkpoint.safetensors"
     recipe = load_recipe("single", epochs=epochs)
     train(alone, data, recipe, checkpoint=checkpoint, seed=seed, stop=stop, progress=progress, label=label)
-    accuracy, _ = evaluate(calibrated(alone, arch, data, seed=seed), data.val, resolution, most=images)
+    accuracy, _ = evaluate(calibrated(alone, arch, data, seed=seed), data.val, resolution_of(arch, data), most=images)
     checkpoint.unlink(missing_ok=True)
     return RankPair(arch.id, int(run.space.macs(arch)), shared, accuracy)
 

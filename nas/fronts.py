@@ -70,7 +70,7 @@ class Pool:
     def values(self) -> dict[str, Values]:
         """Every quantity of the rows, (N,): measured accuracies where there are some, predicted ones elsewhere."""
         values = {name: objective.values(self.rows) for name, objective in self.goal.known.items()}
-        predicted = self.predictor.predict(self.rows).mean
+        predicted = self.predictor.mean(self.rows)
         return values | {"accuracy": np.where(self.is_measured, self._measured[0], predicted)}
 
     @cached_property
@@ -203,4 +203,4 @@ def hypervolumes(goal: Goal, scores: Sequence[Score]) -> list[float]:
 
 
 def _objective(predictor: ArchitecturePredictor) -> Objective:
-    return Objective("accuracy", *KNOWN["accuracy"], values=lambda rows: predictor.predict(rows).mean)
+    return Objective("accuracy", *KNOWN["accuracy"], values=predictor.mean)

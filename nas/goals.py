@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -95,7 +95,7 @@ class Goal:
             for case in self.cases:
                 own = self._own(device, case, device)
                 label = ", ".join([device, *(str(limit) for limit in own.limits if limit.objective in varying)])
-                found[label] = self._own(device, case, label)
+                found[label] = replace(own, name=label)
         return list(found.values())
 
     def _own(self, device: str, limits: Sequence[Limit], name: str) -> View:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.pareto import ParetoFront, Point, non_dominated
+from nas.pareto import ParetoFront, Point, hypervolume_trace
 from nas.problems import Known, make_task, whole_number
 from nas.strategies import Archive, Strategy, Task, make_strategy
 from nas.strategies.task import Rows, Values
@@ -60,7 +60,7 @@ class OptimizeResult:
         worst = signs * [float(reference[name]) for name in objectives]
         costs = signs * self.trials[list(objectives)].to_numpy(dtype=np.float64)
         costs[~self._within()] = np.inf
-        return _growth(costs, worst)
+        return hypervolume_trace(costs, worst)
 
     def _within(self) -> Any:
         inside = np.ones(len(self.trials), dtype=bool)
@@ -68,20 +68,6 @@ class OptimizeResult:
             values = self.trials[name].to_numpy(dtype=np.float64)
             inside &= values >= bound if self.front.objectives.get(name) == "max" else values <= bound
         return inside
-
-
-def _growth(costs: Values, worst: Values) -> Values:
-    """Hypervolume after each row of (N, objectives), all minimised, (N,); infinite rows add nothing."""
-    from pymoo.indicators.hv import HV
-
-    volume, front, found = HV(ref_point=worst), costs[:0], np.zeros(len(costs))
-    for index, row in enumerate(costs):
-        new = (row < worst).all() and not (front <= row).all(axis=1).any()
-        if new:
-            front = np.concatenate([front, row[None]])
-            front = front[non_dominated(front)]
-        found[index] = volume(front) if new else (found[index - 1] if index else 0.0)
-    return found
 
 
 def optimize(
@@ -193,7 +179,7 @@ class _Run:
         costs = self.archive.values[:, self.task.objectives]
         if len(costs) <= patience or not within[:-patience].any():
             return False
-        growth = _growth(np.where(within[:, None], costs, np.inf), costs[within].max(axis=0))
+        growth = hypervolume_trace(np.where(within[:, None], costs, np.inf), costs[within].max(axis=0))
         return bool(growth[-1] - growth[-1 - patience] < STALL * growth[-1])
 
     def result(self) -> OptimizeResult:

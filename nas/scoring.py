@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.evolution import skewed_rows
 from nas.runs import Run
 from search_spaces import Architecture, SearchSpace
-from supernets import calibrated, evaluate
+from supernets import calibrated, evaluate, resolution_of
 
 __all__ = ["choose_subnets", "validate"]
 
@@ -32,13 +33,12 @@ def choose_subnets(
         known: scored already; they count among the n, each for the quantile nearest to it.
     """
     ends = space.to_array([space.smallest, space.largest])
-    skew = np.exp(rng.normal(size=(n * _POOL // 2, 1)))
-    skewed = np.floor(rng.random((len(skew), len(space.genes))) ** skew * space.lengths).astype(np.int64)
-    pool = np.concatenate([ends, space.sample_rows(n * _POOL // 2, rng), space.canonical(skewed)])
+    skewed = skewed_rows(space, n * _POOL // 2, rng)
+    pool = np.concatenate([ends, space.sample_rows(n * _POOL // 2, rng), skewed])
     pool = pool[space.unique(pool)]
     there = {row.tobytes() for row in space.to_array(known)} if known else set()
     chosen = [arch for arch in dict.fromkeys([space.smallest, space.largest]) if arch not in known]
-    keys = there | {row.tobytes() for row in space.to_array([space.smallest, space.largest])}
+    keys = there | {row.tobytes() for row in ends}
     rest = pool[[row.tobytes() not in keys for row in pool]]
     # Even steps between the extremes on a log scale: every size is represented, also where networks are rare.
     prices = np.log(cost(rest))
@@ -69,5 +69,4 @@ def validate(run: Run, arch: Architecture, images: int) -> tuple[float, int]:
     """
     data = run.data()
     network = calibrated(run.supernet(), arch, data, seed=run.settings["seed"])
-    resolution = int(arch.to_dict().get("resolution", data.size))
-    return evaluate(network, data.val, resolution, most=images)
+    return evaluate(network, data.val, resolution_of(arch, data), most=images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from nas.optuna_logs import quiet_optuna
 from search_spaces.errors import UserError
 
 __all__ = ["Place", "patiently", "reaching"]
@@ -85,7 +85,7 @@ class Place:
     def opening(self) -> Iterator[None]:
         """Failures while an archive is opened."""
         try:
-            with _quiet():
+            with quiet_optuna():
                 yield
         except UserError:
             raise
@@ -121,7 +121,7 @@ def reaching(place: Place, *, quiet: bool = False) -> Iterator[None]:
     """Failures of an archive that was open: one error for the user, whatever library reports it."""
     try:
         if quiet:
-            with _quiet():
+            with quiet_optuna():
                 yield
         else:
             yield
@@ -156,19 +156,6 @@ def _serialise(engine: sqlalchemy.Engine) -> None:
 
     sqlalchemy.event.listen(engine, "connect", manual)
     sqlalchemy.event.listen(engine, "begin", begin)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna reports every study to stderr and warns of heartbeats as experimental; ours is the only voice there."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
 
 
 def _brief(error: BaseException) -> str:

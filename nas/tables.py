@@ -107,7 +107,7 @@ def planned_profile(
     missing = [layer for layer in wanted if layer.key not in known]
     networks = amount.networks + amount.held_out
     work = [(1 + 3 * (layer.in_shape == layer.out_shape)) * layer.macs for layer in missing]
-    work += [2 * space.macs(space.largest) / 2] * networks
+    work += [space.macs(space.largest)] * networks  # measured twice, on average half the largest
     per_run = [max(plan.sample_ms * 1e-3, macs / GUESSED_MACS) for macs in work]
     seconds = sum(plan.rounds * 2 * s for s in per_run) + LOAD_S * len(work)
     interpolated = len(space.layers()) - len(wanted) if resolutions else 0

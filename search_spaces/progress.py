@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["SILENT", "Progress", "Silent"]
+__all__ = ["SILENT", "Progress", "Silent", "duration"]
 
 
 class Progress(Protocol):
@@ -40,3 +40,10 @@ class Silent:
 
 
 SILENT: Progress = Silent()
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people read it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -9,7 +9,7 @@ from supernets.vision import install
 
 if TYPE_CHECKING:
     from supernets.blocks import Network
-    from supernets.calibration import accuracy, calibrated, evaluate, recalibrate
+    from supernets.calibration import accuracy, calibrated, evaluate, recalibrate, resolution_of
     from supernets.checkpoint import load_tensors, save_tensors
     from supernets.data import Examples, ImageData, Split, load_data, shown_to
     from supernets.distributed import ALONE, Ranks, processes
@@ -57,6 +57,7 @@ __all__ = [
     "plan_phases",
     "processes",
     "recalibrate",
+    "resolution_of",
     "save_tensors",
     "shown_to",
     "sort_channels",
@@ -67,7 +68,7 @@ __all__ = [
 
 _MODULES = {
     "blocks": ("Network",),
-    "calibration": ("accuracy", "calibrated", "evaluate", "recalibrate"),
+    "calibration": ("accuracy", "calibrated", "evaluate", "recalibrate", "resolution_of"),
     "checkpoint": ("load_tensors", "save_tensors"),
     "data": ("Examples", "ImageData", "Split", "load_data", "shown_to"),
     "distributed": ("ALONE", "Ranks", "processes"),

@@ -13,6 +13,7 @@ import numpy as np
 
 from search_spaces.artifacts import atomic_path
 from search_spaces.errors import UserError
+from search_spaces.progress import duration
 from supernets.calibration import calibrated, evaluate, resolution_of
 from supernets.data import ImageData
 from supernets.phases import Phase
@@ -150,10 +151,6 @@ def status_line(row: Mapping[str, Any], *, epochs: float, left_s: float) -> str:
     """A validation in words."""
     accuracies = ", ".join(f"{name.replace('_', ' ')} {row[name]:.1%}" for name in COLUMNS[7:-1] if name in row)
     speed = f"   {row['images_per_s']:.0f} images/s" if "images_per_s" in row else ""
-    return f"epoch {row['epoch']:.1f} of {epochs:g}   loss {row['loss']:.3f}   {accuracies}{speed}, about {_span(left_s)} left"
-
-
-def _span(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return (
+        f"epoch {row['epoch']:.1f} of {epochs:g}   loss {row['loss']:.3f}   {accuracies}{speed}, about {duration(left_s)} left"
+    )

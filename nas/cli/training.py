@@ -11,6 +11,7 @@ import typer
 from nas.cli.options import AsJson, Quiet, RunFolder, Seed, chosen_space, interruptible
 from nas.cli.terminal import TerminalProgress, print_json, show_table
 from search_spaces.errors import UserError
+from search_spaces.progress import duration
 
 if TYPE_CHECKING:
     from search_spaces import SearchSpace
@@ -96,16 +97,20 @@ def _show_estimate(
         return
     columns = ("phase", "epochs", "steps", "networks a step", "ms a step", "time", "peak memory MiB")
     rows = [
-        (p.name, f"{p.epochs:.1f}", p.steps, p.networks, f"{1000 * p.step_s:.0f}", _span(p.seconds), p.peak_bytes // 2**20)
+        (
+            p.name,
+            f"{p.epochs:.1f}",
+            p.steps,
+            p.networks,
+            f"{1000 * p.step_s:.0f}",
+            duration(p.seconds),
+            p.peak_bytes // 2**20,
+        )
         for p in phases
     ]
     total = ("all", f"{sum(p.epochs for p in phases):.1f}", sum(p.steps for p in phases), "", "")
-    show_table(columns, [*rows, (*total, _span(sum(p.seconds for p in phases)), max(p.peak_bytes for p in phases) // 2**20)])
+    show_table(columns, [*rows, (*total, duration(sum(p.seconds for p in phases)), max(p.peak_bytes for p in phases) // 2**20)])
     typer.echo("Measured on a few steps of each phase; validations come on top. Nothing was written.")
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _own_space(model: str | None, choices: Path | None, input_shape: tuple[int, ...], *, clash: bool) -> SearchSpace:

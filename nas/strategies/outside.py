@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from pymoo.core.sampling import Sampling
 from pymoo.problems.static import StaticProblem
 from pymoo.util.ref_dirs import get_reference_directions
 
+from nas.optuna_logs import quiet_optuna
 from nas.strategies.task import Archive, Rows, Task, Values
 from search_spaces import SearchSpace
 from search_spaces.errors import UserError
@@ -192,7 +191,7 @@ class OptunaSearch:
         self.task = task
         self.archive = Archive.of(task)
         self.rng = np.random.default_rng([task.seed, 2])
-        with _quiet():
+        with quiet_optuna(ignored=Warning):
             directions = [optuna.study.StudyDirection.MINIMIZE] * len(task.objectives)
             self.study = optuna.create_study(sampler=SAMPLERS[name](task.seed), directions=directions)
         self._open: dict[bytes, optuna.Trial] = {}
@@ -201,7 +200,7 @@ class OptunaSearch:
     def ask(self, n: int) -> Rows:
         named = {gene.name: d for gene, d in zip(self.task.space.genes, self._distributions, strict=True)}
         found: dict[bytes, Rows] = {}
-        with _quiet():
+        with quiet_optuna(ignored=Warning):
             for _ in range(self.TRIES * n):
                 trial = self.study.ask(named)
                 row = self.task.space.canonical(np.array([[trial.params[name] for name in named]], dtype=np.int64))
@@ -224,7 +223,7 @@ class OptunaSearch:
     def tell(self, rows: Rows, values: Values) -> None:
         self.archive.add(rows, values)
         costs = _penalised(self.task, values, self.archive)
-        with _quiet():
+        with quiet_optuna(ignored=Warning):
             for row, cost in zip(rows, costs, strict=True):
                 trial = self._open.pop(row.tobytes(), None)
                 if trial is not None:
@@ -244,16 +243,3 @@ def _distribution(options: Sequence[Any]) -> optuna.distributions.BaseDistributi
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in options):
         return optuna.distributions.IntDistribution(0, len(options) - 1)
     return optuna.distributions.CategoricalDistribution(list(range(len(options))))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna reports every trial and warns of its experimental parts; ours is the only voice on stderr."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
