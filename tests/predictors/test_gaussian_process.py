@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 
-from predictors.gaussian_process import ArchitectureProcess, Weights
+from predictors.gaussian_process import ArchitectureProcess
 from search_spaces import Choice, SearchSpace
 
 SPACE = SearchSpace(
@@ -38,9 +38,9 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences(
     hot, target = process.kernel.one_hot(data[0][:30]), (data[1][:30] - data[1][:30].mean()) / data[1][:30].std()
     prior = process._prior(hot)
     at = prior.flat() + 0.3 * np.random.default_rng(1).normal(size=len(prior.flat()))
-    value, gradient = process._loss(Weights.of(at), hot, target, prior)
+    value, gradient = process._loss(prior.like(at), hot, target, prior)
     assert np.isfinite(value)
-    slow = approx_fprime(at, lambda flat: process._loss(Weights.of(flat), hot, target, prior)[0], 1e-6)
+    slow = approx_fprime(at, lambda flat: process._loss(prior.like(flat), hot, target, prior)[0], 1e-6)
     np.testing.assert_allclose(gradient, slow, rtol=1e-3, atol=1e-3)
 
 
@@ -67,7 +67,7 @@ def test_residuals_in_closed_form_are_those_of_fitting_without_the_part(
     fast = process.residuals([part, rest])[part]
     # The same scale, effects and weights, so that only the data differ.
     target = (data[1][rest] - process.center_) / process.scale_
-    full = process._covariance(process.kernel.one_hot(data[0][:40]))
+    full = process._covariance(data[0][:40])
     inner = full[np.ix_(rest, rest)] + (np.exp(process.weights_.noise) + 1e-6) * np.eye(len(rest))
     slow = full[np.ix_(part, rest)] @ np.linalg.solve(inner, target) * process.scale_ + process.center_ - data[1][part]
     np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-6)
