@@ -71,3 +71,13 @@ def test_residuals_in_closed_form_are_those_of_fitting_without_the_part(
     inner = full[np.ix_(rest, rest)] + (np.exp(process.weights_.noise) + 1e-6) * np.eye(len(rest))
     slow = full[np.ix_(part, rest)] @ np.linalg.solve(inner, target) * process.scale_ + process.center_ - data[1][part]
     np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-6)
+
+
+def test_how_often_an_option_is_taken_carries_over_to_other_places() -> None:
+    """A function of counts alone, neither a sum over genes nor over pairs of them."""
+    cells = SearchSpace({f"op_{i}": ["none", "skip", "conv", "pool"] for i in range(6)}, name="cells")
+    rows = cells.all_rows()
+    rows = rows[np.random.default_rng(0).permutation(len(rows))[:600]]
+    values = np.sin(1.5 * (rows == 2).sum(axis=1)) + 0.5 * (rows == 0).sum(axis=1)
+    process = ArchitectureProcess(cells).fit(rows[:60], values[:60])
+    assert np.sqrt(np.mean((process.mean(rows[60:]) - values[60:]) ** 2)) < 0.25 * values.std()
