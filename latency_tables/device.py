@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from latency_tables.standalone import machine
+from latency_tables.standalone.runtime import machine
 from latency_tables.stopwatch import SYSTEM_CLOCK, Clock, Failure, Measurement, Plan, measure
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
@@ -168,6 +168,9 @@ class LocalDevice(Optioned):
     def fingerprint_of(self, runtime: str, version: str, **more: Any) -> dict[str, Any]:
         """A fingerprint on this machine."""
         return {**machine(), "runtime": runtime, "runtime_version": version, **asdict(self.options), **more}
+
+    def fingerprint(self) -> dict[str, Any]:
+        raise NotImplementedError
 
     def load(self, model: onnx.ModelProto | bytes) -> Runner:
         raise NotImplementedError

@@ -22,15 +22,15 @@ from onnx import TensorProto, numpy_helper
 
 from latency_tables.device import Candidate, Options, serialised
 from latency_tables.quantise import quantised
-from latency_tables.standalone import LONGEST_SAMPLE, RESULTS_KIND, RESULTS_VERSION, Plan
+from latency_tables.standalone.running import RESULTS_KIND, RESULTS_VERSION, SCRIPT
+from latency_tables.standalone.timing import LONGEST_SAMPLE, Plan
 from latency_tables.stopwatch import Failure, Measurement
 from search_spaces.artifacts import file_hash, read_json, value_hash, write_json
 from search_spaces.errors import UserError
 
-__all__ = ["SCRIPT", "Kit", "KitWriter", "check_fingerprint", "read_kit", "read_results", "script_text"]
+__all__ = ["SCRIPT", "Kit", "KitWriter", "check_fingerprint", "read_kit", "read_results", "write_script"]
 
 KIND, VERSION = "latency-kit", 1
-SCRIPT = "run_kit.py"
 POOL_FILE = "weights.bin"
 SMALL = 256  # elements up to which a constant stays in its model
 SPREADS = tuple(2.0**-power for power in range(11))
@@ -39,9 +39,15 @@ MOST_TEXT = 2000  # characters of a message from there
 MOST_FACTS = 40  # of a fingerprint
 
 
-def script_text() -> str:
-    """The script that runs a kit: the very module that times things here."""
-    return resources.files("latency_tables").joinpath("standalone.py").read_text(encoding="utf-8")
+def write_script(folder: Path) -> None:
+    """The script that runs a kit, and what it needs: the very modules that time things here."""
+    package = resources.files("latency_tables.standalone")
+    (folder / "standalone").mkdir()
+    for source in package.iterdir():
+        if source.name.endswith(".py"):
+            (folder / "standalone" / source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    start = "import sys\n\nfrom standalone.running import main\n\nsys.exit(main(sys.argv[1:]))\n"
+    (folder / SCRIPT).write_text(start, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class KitWriter:
             "about": dict(about),
         }
         contents = [file_hash(self.folder / name) for name in self._labels]
-        (self.folder / SCRIPT).write_text(script_text(), encoding="utf-8")
+        write_script(self.folder)
         write_json(self.folder / "kit.json", KIND, VERSION, {"id": value_hash([body, contents]), **body})
         return read_kit(self.folder)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from latency_tables.device import LocalDevice, Options, serialised
 from latency_tables.quantise import quantised
-from latency_tables.standalone import SessionRunner, describe, open_session
+from latency_tables.standalone.runtime import SessionRunner, describe, open_session
 
 if TYPE_CHECKING:
     import onnx

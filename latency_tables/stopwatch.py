@@ -3,7 +3,7 @@
 Calibrated loops, warm-up until times fall no more, interleaved rounds in random order (drift then hits all candidates
 alike), samples until the median is known well enough, one pinned core, no garbage collection while the clock runs; the
 median with its interval and spread, on two clocks. Wall time is what a user feels; the thread's CPU time is what survives
-a busy machine. The timing itself is in `standalone`, which other machines run as it is.
+a busy machine. The timing itself is in `standalone.timing`, which other machines run as it is.
 """
 
 from __future__ import annotations
@@ -15,10 +15,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from latency_tables.standalone import Plan, SystemClock, median_interval, one_core, time_runs
+from latency_tables.standalone.timing import Plan, Raw, SystemClock, median_interval, one_core, time_runs
 from search_spaces.progress import SILENT, Progress
 
-__all__ = ["BUSY", "SYSTEM_CLOCK", "Clock", "Failure", "Measurement", "Plan", "SystemClock", "busiest", "measure", "one_core"]
+__all__ = [
+    "BUSY",
+    "SYSTEM_CLOCK",
+    "Clock",
+    "Failure",
+    "Measurement",
+    "Plan",
+    "SystemClock",
+    "busiest",
+    "measure",
+    "one_core",
+    "understood",
+]
 
 BUSY = 1.05  # wall by CPU time from which the machine counts as busy
 BUSY_QUANTILE = 0.9
@@ -46,6 +58,9 @@ class Measurement:
         samples, runs_per_sample: how many.
 
     Tables of format 1 have neither intervals nor the 95th percentile: None there.
+
+    Raises:
+        ValueError: a number that is not finite and positive.
     """
 
     median_ms: float
@@ -59,6 +74,17 @@ class Measurement:
     high_ms: float | None = None
     cpu_low_ms: float | None = None
     cpu_high_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            number = getattr(self, field.name)
+            if number is None and field.default is None:
+                continue
+            whole = field.name in ("samples", "runs_per_sample")
+            if isinstance(number, bool) or not isinstance(number, int if whole else int | float):
+                raise ValueError(f"{field.name} is {number!r}, not a number")
+            if not math.isfinite(number) or number <= 0:
+                raise ValueError(f"{field.name} is {number!r}; times and counts are finite and positive")
 
     @property
     def busy(self) -> float:
@@ -93,18 +119,10 @@ class Measurement:
         Raises:
             ValueError: a missing or unknown field, or a number that is not finite and positive.
         """
-        known = {field.name: field.default is MISSING for field in fields(cls)}
-        needed = {name for name, is_needed in known.items() if is_needed}
-        if not isinstance(value, Mapping) or not needed <= set(value) <= set(known):
-            raise ValueError(f"a measurement has the fields {', '.join(known)}")
-        for name, number in value.items():
-            if number is None and name not in needed:
-                continue
-            whole = name in ("samples", "runs_per_sample")
-            if isinstance(number, bool) or not isinstance(number, int if whole else int | float):
-                raise ValueError(f"{name} is {number!r}, not a number")
-            if not math.isfinite(number) or number <= 0:
-                raise ValueError(f"{name} is {number!r}; times and counts are finite and positive")
+        known = {field.name for field in fields(cls)}
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not isinstance(value, Mapping) or not needed <= set(value) <= known:
+            raise ValueError(f"a measurement has the fields {', '.join(field.name for field in fields(cls))}")
         return cls(**value)
 
     def to_dict(self) -> dict[str, float | int]:
@@ -150,4 +168,14 @@ def measure(
     """
     plan = Plan(rounds=rounds, least=min(least, rounds), target=target, warmup=warmup, sample_ms=sample_ms)
     timed = time_runs(loaders, plan, rng, clock, pin, progress.advance)
-    return [Failure(found) if isinstance(found, str) else Measurement.of(*found) for found in timed]
+    return [understood(found) for found in timed]
+
+
+def understood(found: Raw | str) -> Measurement | Failure:
+    """What `standalone.timing.time_runs` gave for a candidate; a failure, too, where its clock makes no sense."""
+    if isinstance(found, str):
+        return Failure(found)
+    try:
+        return Measurement.of(*found)
+    except ValueError as error:
+        return Failure(f"it was timed in a way that makes no sense: {error}")

@@ -92,7 +92,7 @@ def _cores() -> Check:
 
 
 def _governor() -> Check:
-    from latency_tables.standalone import machine
+    from latency_tables.standalone.runtime import machine
 
     governor = machine().get("governor")
     if governor is None:

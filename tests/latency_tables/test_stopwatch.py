@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from latency_tables.standalone import median_interval
+from latency_tables.standalone.timing import median_interval
 from latency_tables.stopwatch import SYSTEM_CLOCK, Failure, Measurement, measure, one_core
 
 
