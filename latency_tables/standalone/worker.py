@@ -84,26 +84,27 @@ class Worker:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=self._said, env=self._environment)
-        self._end = weakref.finalize(self, _end, self._process)
+        self._end = weakref.finalize(self, _end, self._process, self._said)
         if self._process.stdout.readline() != b"\n":
             raise RuntimeError(self._last_words())
 
     def _last_words(self) -> str:
         self._process.wait()
-        self._end()
         self._said.seek(max(0, self._said.seek(0, os.SEEK_END) - LAST_WORDS))
         last = self._said.read().decode(errors="replace").strip().splitlines()[-1:]
+        self._end()
         code = self._process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         return ": ".join([f"the runtime ended its process ({how})", *last])
 
 
-def _end(process: Any) -> None:
+def _end(process: Any, said: Any) -> None:
     process.kill()
     process.wait()
     with suppress(OSError):  # what was not sent
         process.stdin.close()
     process.stdout.close()
+    said.close()
 
 
 def serve(load: Callable[[bytes], Run], clock: Any) -> None:

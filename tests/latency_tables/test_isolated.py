@@ -65,21 +65,21 @@ def open_stand_in(kind, options):
 
 
 @pytest.fixture
-def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Isolated:
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("HOW", "abort")
     monkeypatch.setenv("WHEN", "load")
-    return opened()
 
 
 def opened() -> Isolated:
     return Isolated("stand_in:open_stand_in", "stand-in", Options())
 
 
+@pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize(("how", "when", "signal"), [("abort", "load", "SIGABRT"), ("kill", "run", "SIGKILL")])
 def test_a_layer_that_kills_the_runtime_is_named_and_the_rest_is_kept(
-    device: Isolated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, when: str, signal: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, when: str, signal: str
 ) -> None:
     amount, out = Amount(4, 3), tmp_path / "t.json"
     reference = {layer.key for layer in SPACE.lower(SPACE.smallest)}
@@ -96,13 +96,14 @@ def test_a_layer_that_kills_the_runtime_is_named_and_the_rest_is_kept(
     kept = LatencyTable.load(out)
     assert set(kept.entries) == {layer.key for layer in SPACE.layers()} - {poison}
     assert str(len(kept.entries)) in caught.value.allowed
-    table = profile(SPACE, device, amount=amount, plan=FAST, out=out)  # it runs now: the same command goes on
+    table = profile(SPACE, opened(), amount=amount, plan=FAST, out=out)  # it runs now: the same command goes on
     assert {key: table.entries[key] for key in kept.entries} == kept.entries
     assert poison in table.entries
     assert table.correction is not None
 
 
-def test_models_that_are_too_many_at_a_time_are_timed_in_parts(device: Isolated, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("stand_in")
+def test_models_that_are_too_many_at_a_time_are_timed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOST", "3")
     monkeypatch.setenv("POISON", "poison")
     good, bad = build_onnx([Conv(4, 3, 4, 1, 1, "relu")]), build_onnx([Conv(4, 3, 4, 1, 1, "relu")], metadata={"a": "poison"})
@@ -111,7 +112,8 @@ def test_models_that_are_too_many_at_a_time_are_timed_in_parts(device: Isolated,
     assert [isinstance(timing, Failure) for timing in found] == [model is bad for model in models]
 
 
-def test_all_progress_is_told_and_a_model_that_cannot_be_made_costs_itself(device: Isolated) -> None:
+@pytest.mark.usefixtures("stand_in")
+def test_all_progress_is_told_and_a_model_that_cannot_be_made_costs_itself() -> None:
     class Steps:
         done = 0
 
@@ -123,14 +125,15 @@ def test_all_progress_is_told_and_a_model_that_cannot_be_made_costs_itself(devic
 
     steps = Steps()
     candidates = [Candidate("good", empty_onnx), Candidate("broken", broken), Candidate("good", empty_onnx)]
-    first, second, third = device.time(candidates, rng=np.random.default_rng(0), plan=FAST, progress=steps)  # type: ignore[arg-type]
+    first, second, third = opened().time(candidates, rng=np.random.default_rng(0), plan=FAST, progress=steps)  # type: ignore[arg-type]
     assert isinstance(first, Measurement)
     assert isinstance(third, Measurement)
     assert second == Failure("RuntimeError: no such layer")
     assert steps.done == 3 + FAST.rounds
 
 
-def test_a_process_that_does_not_start_is_one_clear_error(device: Isolated, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("stand_in")
+def test_a_process_that_does_not_start_is_one_clear_error() -> None:
     candidates = [Candidate("good", empty_onnx)]
     sick = opened()
     sick._worker._command = [sys.executable, "-c", "raise ImportError('libruntime.so is missing')"]
@@ -138,7 +141,9 @@ def test_a_process_that_does_not_start_is_one_clear_error(device: Isolated, monk
         sick.time(candidates, rng=np.random.default_rng(0), plan=FAST)
 
 
-def test_no_process_is_left_behind(device: Isolated) -> None:
+@pytest.mark.usefixtures("stand_in")
+def test_no_process_is_left_behind() -> None:
+    device = opened()
     device.time([Candidate("good", empty_onnx)], rng=np.random.default_rng(0), plan=FAST)
     process = device._worker._process
     assert process.poll() is None
