@@ -241,4 +241,4 @@ def merged(first: LatencyTable, second: LatencyTable) -> LatencyTable:
     from latency_tables.judging import finish
 
     interpolated = frozenset(key for key in {*first.interpolated, *second.interpolated} if key not in entries)
-    return finish(replace(joined, interpolated=interpolated), single=first.fingerprint.get("threads", 1) == 1)
+    return finish(replace(joined, interpolated=interpolated))

@@ -27,14 +27,10 @@ SOUND = 0.5  # of the fastest measured network: a correction whose fastest estim
 Array = NDArray[np.float64]
 
 
-def finish(table: LatencyTable, *, single: bool) -> LatencyTable:
-    """The table with the clock chosen and the correction fitted and judged on its whole networks.
-
-    Args:
-        single: the device runs on one thread; else the thread's CPU time does not tell.
-    """
+def finish(table: LatencyTable) -> LatencyTable:
+    """The table with the clock chosen and the correction fitted and judged on its whole networks."""
     busy = busiest([timing for network in table.networks for timing in (network.first, network.second)])
-    clock = "cpu" if single and busy > BUSY else "wall"
+    clock = "cpu" if table.one_thread and busy > BUSY else "wall"
     table = replace(table, conditions={**table.conditions, "clock": clock, "wall_by_cpu": busy})
     held = np.array([network.held_out for network in table.networks])
     rows = table.space.to_array([table.space.architecture(**network.choices) for network in table.networks])
@@ -107,7 +103,7 @@ def anchored(
         timed = device.time(candidates, rng=rng, plan=plan, progress=progress)
     finally:
         progress.stop()
-    clock = _clock(table, timed, single=device.threads == 1)
+    clock = _clock(table, timed)
     ratios = [now.ms(clock) / then.ms(clock) for now, then in zip(_measured(device, timed), chosen, strict=True)]
     found = _anchor(ratios)
     if found is not None:
@@ -133,7 +129,7 @@ def _measured(device: Device, timed: Sequence[Any]) -> list[Measurement]:
     return list(timed)
 
 
-def _clock(table: LatencyTable, timed: Sequence[Measurement | Failure], *, single: bool) -> str:
+def _clock(table: LatencyTable, timed: Sequence[Measurement | Failure]) -> str:
     """The table's clock, or CPU time where the machine is too busy now for wall times."""
     timings = [timing for timing in timed if isinstance(timing, Measurement)]
-    return "cpu" if timings and single and busiest(timings) > BUSY else table.clock
+    return "cpu" if timings and table.one_thread and busiest(timings) > BUSY else table.clock

@@ -15,6 +15,7 @@ from latency_tables.choosing import choose_networks, reference_row
 from latency_tables.device import Candidate, Device
 from latency_tables.judging import anchored, finish
 from latency_tables.onnx_graph import build_onnx, empty_onnx
+from latency_tables.standalone.timing import CALM
 from latency_tables.stopwatch import Failure, Measurement, Plan
 from latency_tables.table import CHAIN, Entry, Given, LatencyTable, NetworkTiming
 from search_spaces.architecture import Architecture
@@ -124,7 +125,7 @@ def profile(
     cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
     rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, np.random.default_rng([seed, 1]))
     timed = replace(table, networks=job.networks(space.from_array(rows), held_out), level_at=now())
-    table = finish(timed, single=device.threads == 1)
+    table = finish(timed)
     if out is not None:
         table.save(out)
     for line in table.warnings():
@@ -213,7 +214,7 @@ class _Job:
         return replace(table, interpolated=frozenset(), conditions=self.conditions())
 
     def conditions(self) -> dict[str, Any]:
-        return {"clock": "wall", **dataclasses.asdict(self.plan)}
+        return {"clock": "wall", "quantile": CALM, **dataclasses.asdict(self.plan)}
 
     def layers(self, table: LatencyTable, missing: Sequence[Layer]) -> LatencyTable:
         """The table with the missing layers measured and saved, chunk by chunk, in random order against drift."""

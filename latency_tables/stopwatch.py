@@ -1,9 +1,11 @@
 """The measurement protocol: how a run is timed so that the figure can be trusted and repeated.
 
 Calibrated loops, warm-up until times fall no more, interleaved rounds in random order (drift then hits all candidates
-alike), samples until the median is known well enough, one pinned core, no garbage collection while the clock runs; the
+alike), samples until the time is known well enough, one pinned core, no garbage collection while the clock runs; the
 median with its interval and spread, on two clocks. Wall time is what a user feels; the thread's CPU time is what survives
-a busy machine. The timing itself is in `standalone.timing`, which other machines run as it is.
+a process that takes the core away. Neither survives what shares its caches, memory or hyper-thread. But that only ever adds,
+and not to every sample, so a run's time here is a low quantile: repeated measurements agree on it within a percent or two
+where their medians are ten apart. The timing itself is in `standalone.timing`, which other machines run as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from latency_tables.standalone.timing import Plan, Raw, SystemClock, median_interval, one_core, time_runs
+from latency_tables.standalone.timing import CALM, Plan, Raw, SystemClock, interval, one_core, time_runs
 from search_spaces.progress import SILENT, Progress
 
 __all__ = [
@@ -54,10 +56,10 @@ class Measurement:
 
     Attributes:
         median_ms, p10_ms, p90_ms, p95_ms: of the wall clock; ``low_ms`` and ``high_ms`` bound the 95 % interval of the median.
-        cpu_median_ms: of the thread's CPU time; ``cpu_low_ms`` and ``cpu_high_ms`` bound its interval.
+        cpu_median_ms, cpu_p10_ms: of the thread's CPU time; ``cpu_low_ms`` and ``cpu_high_ms`` bound the median's interval.
         samples, runs_per_sample: how many.
 
-    Tables of format 1 have neither intervals nor the 95th percentile: None there.
+    Older tables have no ``cpu_p10_ms``, those of format 1 neither intervals nor the 95th percentile: None there.
 
     Raises:
         ValueError: a number that is not finite and positive.
@@ -74,6 +76,7 @@ class Measurement:
     high_ms: float | None = None
     cpu_low_ms: float | None = None
     cpu_high_ms: float | None = None
+    cpu_p10_ms: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -92,13 +95,13 @@ class Measurement:
         return self.median_ms / self.cpu_median_ms
 
     def ms(self, clock: str) -> float:
-        """The median on a clock, ``"wall"`` or ``"cpu"``."""
-        return self.cpu_median_ms if clock == "cpu" else self.median_ms
+        """The time undisturbed, the 10th percentile on a clock, ``"wall"`` or ``"cpu"``; the median where it is not known."""
+        return self.p10_ms if clock == "wall" else self.cpu_p10_ms or self.cpu_median_ms
 
     def uncertainty(self, clock: str) -> float:
         """Half the 95 % interval of the median on a clock, relative; 0 where it is unknown."""
         low, high = (self.cpu_low_ms, self.cpu_high_ms) if clock == "cpu" else (self.low_ms, self.high_ms)
-        return 0.0 if low is None or high is None else (high - low) / (2 * self.ms(clock))
+        return 0.0 if low is None or high is None else (high - low) / (high + low)
 
     @classmethod
     def of(cls, wall_ns: Sequence[float], cpu_ns: Sequence[float], runs_per_sample: int) -> Measurement:
@@ -108,9 +111,10 @@ class Measurement:
             ValueError: times that no clock shows.
         """
         scale = 1e-6 / runs_per_sample
-        p10, median, p90, p95 = (float(v) for v in np.percentile(wall_ns, [10, 50, 90, 95]) * scale)
-        bounds = [float(v) * scale for clock in (wall_ns, cpu_ns) for v in median_interval(clock)]
-        return cls(median, p10, p90, float(np.median(cpu_ns) * scale), len(wall_ns), runs_per_sample, p95, *bounds)
+        calm, median, p90, p95 = (float(v) for v in np.quantile(wall_ns, [CALM, 0.5, 0.9, 0.95]) * scale)
+        cpu_calm, cpu_median = (float(v) for v in np.quantile(cpu_ns, [CALM, 0.5]) * scale)
+        bounds = [float(v) * scale for clock in (wall_ns, cpu_ns) for v in interval(clock)]
+        return cls(median, calm, p90, cpu_median, len(wall_ns), runs_per_sample, p95, *bounds, cpu_calm)
 
     @classmethod
     def from_dict(cls, value: Any) -> Measurement:

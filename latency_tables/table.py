@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHAIN", "CLOCKS", "Anchor", "Entry", "Given", "LatencyTable", "NetworkTiming", "features", "sums"]
 
-KIND, VERSION = "latency-table", 2
+KIND, VERSION = "latency-table", 3
 MAKE = "nas profile"
 CHAIN = 3  # copies of a layer in a chain
 FLOOR = 0.01  # of the time alone: no layer is free, however the differences fall
@@ -107,7 +107,7 @@ class NetworkTiming:
     second: Measurement
 
     def ms(self, clock: str) -> float:
-        """Mean of the two medians."""
+        """Mean of the two passes."""
         return (self.first.ms(clock) + self.second.ms(clock)) / 2
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,6 +155,11 @@ class LatencyTable:
     @property
     def clock(self) -> str:
         return str(self.conditions["clock"])
+
+    @property
+    def one_thread(self) -> bool:
+        """Whether the device runs on one thread; else the thread's CPU time does not tell."""
+        return bool(self.fingerprint.get("threads", 1) == 1)
 
     @property
     def overhead_ms(self) -> float:

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple, Union
 import numpy as np
 
 LONGEST_SAMPLE = 1_000_000  # runs; a bound for a clock that stands still
+CALM = 0.1  # the quantile that is a run's time: neighbours only ever add to it, and seldom to every sample
 STEADY = 0.98  # warm-up ends when three runs are no faster than this share of the three before
 WARM_UP_TRIES = 10
 
@@ -37,8 +38,8 @@ class Plan:
     Attributes:
         rounds: most samples of a candidate.
         least: samples that every candidate gets.
-        target: a candidate has enough samples when the 95 % interval of its median is this narrow (half width, relative);
-            0: all get ``rounds``.
+        target: a candidate has enough samples when the 95 % interval of its `CALM` quantile is this narrow (half width,
+            relative); 0: all get ``rounds``.
         warmup: runs before the first sample, more where times still fall.
         sample_ms: a sample repeats the run until it lasts at least this long.
     """
@@ -153,11 +154,11 @@ def _calibrate(run: Run, plan: Plan, clock: Any) -> int:
     return min(LONGEST_SAMPLE, max(1, math.ceil(plan.sample_ms * 1e6 / max(1, fastest))))
 
 
-def median_interval(samples: Sequence[float]) -> Tuple[float, float]:
-    """The 95 % interval of a median, from order statistics: it needs no shape of the distribution."""
-    ordered = sorted(samples)
-    low = max(0, math.floor(len(ordered) / 2 - 0.98 * math.sqrt(len(ordered))))
-    return ordered[low], ordered[len(ordered) - 1 - low]
+def interval(samples: Sequence[float], share: float = 0.5) -> Tuple[float, float]:
+    """The 95 % interval of a quantile (default: the median), from order statistics: it needs no shape of the distribution."""
+    ordered, place = sorted(samples), share * len(samples)
+    reach = 1.96 * math.sqrt(place * (1 - share))
+    return ordered[max(0, math.floor(place - reach))], ordered[min(len(ordered), math.ceil(place + reach)) - 1]
 
 
 def _settled(wall: Sequence[int], cpu: Sequence[int], plan: Plan) -> bool:
@@ -165,7 +166,7 @@ def _settled(wall: Sequence[int], cpu: Sequence[int], plan: Plan) -> bool:
     if len(wall) < plan.least:
         return False
     for samples in (wall, cpu):
-        low, high = median_interval(samples)
+        low, high = interval(samples, CALM)
         if high - low <= plan.target * (high + low):
             return True
     return False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from latency_tables.standalone.timing import median_interval
+from latency_tables.standalone.timing import interval
 from latency_tables.stopwatch import SYSTEM_CLOCK, Failure, Measurement, measure, one_core
 
 
@@ -199,7 +199,7 @@ def test_the_interval_of_a_median_holds_it_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     inside = 0
     for _ in range(400):
-        low, high = median_interval(rng.exponential(size=20).tolist())
+        low, high = interval(rng.exponential(size=20).tolist())
         inside += low <= np.log(2) <= high
     assert 0.92 <= inside / 400 <= 1
 
