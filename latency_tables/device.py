@@ -29,6 +29,7 @@ __all__ = [
     "Optioned",
     "Options",
     "Runner",
+    "check_precision",
     "file_name",
     "full_name",
     "machine",
@@ -118,6 +119,16 @@ def serialised(model: onnx.ModelProto | bytes) -> bytes:
     return model if isinstance(model, bytes) else model.SerializeToString()
 
 
+def check_precision(kind: str, options: Options, precisions: Sequence[str]) -> None:
+    """UserError for a precision that a device does not have."""
+    if options.precision not in precisions:
+        raise UserError(
+            f"precision '{options.precision}' on {kind}",
+            allowed=f"It has: {', '.join(precisions)}",
+            next_step="Leave the option out, or choose another device (nas devices)",
+        )
+
+
 class Optioned:
     """What every device's options say of it."""
 
@@ -149,12 +160,7 @@ class LocalDevice(Optioned):
     precisions: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.options.precision not in self.precisions:
-            raise UserError(
-                f"precision '{self.options.precision}' on {self.kind}",
-                allowed=f"It has: {', '.join(self.precisions)}",
-                next_step="Leave the option out, or choose another device (nas devices)",
-            )
+        check_precision(self.kind, self.options, self.precisions)
 
     @property
     def name(self) -> str:

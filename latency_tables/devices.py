@@ -10,6 +10,7 @@ from importlib import metadata
 
 from latency_tables.device import Device, Options
 from latency_tables.isolated import Isolated, open_at
+from latency_tables.standalone.runtime import PROVIDERS
 from search_spaces.errors import UserError, unknown_name
 
 __all__ = ["DEVICES", "REMOTE", "DeviceRow", "list_devices", "open_device", "parse_device"]
@@ -66,7 +67,6 @@ DEVICES: Mapping[str, _Entry] = {
 
 # A place and the way to it: a device there runs a kit. "ssh://user@host:port/DEVICE", "adb://SERIAL/DEVICE".
 REMOTE: Mapping[str, str] = {"ssh": "latency_tables.remote:open_ssh", "adb": "latency_tables.remote:open_adb"}
-KIT_DEVICES = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt")
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ def open_device(name: str, *, threads: int | None = None, batch: int | None = No
             next_step="Write for example: ssh://pi@raspberry/onnxruntime-cpu",
         )
     kind, options = _parsed(local, name, threads=threads, batch=batch, precision=precision)
-    if kind not in KIT_DEVICES:
+    if kind not in PROVIDERS:
         raise UserError(
             f"device '{kind}' elsewhere",
-            allowed=f"A kit runs: {', '.join(KIT_DEVICES)}",
+            allowed=f"A kit runs: {', '.join(PROVIDERS)}",
             next_step=f"Write for example: {scheme}://{place}/onnxruntime-cpu",
         )
     found: Device = open_at(REMOTE[scheme], place, kind, options)

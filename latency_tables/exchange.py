@@ -23,10 +23,11 @@ from search_spaces.space import SearchSpace
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["given_table", "import_table", "merged", "read_lookup", "to_frame"]
+__all__ = ["given_table", "import_frame", "import_table", "merged", "read_lookup", "to_frame"]
 
 MOST_BYTES = 64 << 20
 SHOWN = 3  # missing layers in a message
+COLUMNS = "The columns layer (a layer's key) and ms"
 
 
 def to_frame(table: LatencyTable) -> pandas.DataFrame:
@@ -88,14 +89,23 @@ def import_table(paths: Sequence[Path], space: SearchSpace, *, name: str) -> Lat
     Raises:
         UserError: files that are not such tables, hold times that are no times, or lack layers of the space.
     """
-    times: dict[str, Given]
+    source = ", ".join(path.name for path in paths)
     if all(path.suffix == ".csv" for path in paths):
-        times = {}
+        times: dict[str, Given] = {}
         for path in paths:
             times |= _read_csv(path)
     else:
         times = _layers_of(space, _joined([read_lookup(path) for path in paths]))
-    return given_table(space, times, name=name, source=", ".join(path.name for path in paths))
+    return given_table(space, times, name=name, source=source)
+
+
+def import_frame(frame: pandas.DataFrame, space: SearchSpace, *, name: str) -> LatencyTable:
+    """A table from a frame with the columns ``layer`` and ``ms``, as `to_frame` makes it.
+
+    Raises:
+        UserError: other columns, times that are no times, or a layer of the space without a time.
+    """
+    return given_table(space, _of_frame(frame, "the frame"), name=name, source="a data frame")
 
 
 def _read_csv(path: Path) -> dict[str, Given]:
@@ -104,10 +114,17 @@ def _read_csv(path: Path) -> dict[str, Given]:
     _check_file(path)
     try:
         frame = pandas.read_csv(path)
+    except ValueError as error:  # pandas' own errors and what is no text are ValueErrors
+        raise _damaged(path, error, COLUMNS) from None
+    return _of_frame(frame, path)
+
+
+def _of_frame(frame: pandas.DataFrame, source: object) -> dict[str, Given]:
+    try:
         pairs = list(zip(frame["layer"].astype(str), frame["ms"].astype(float), strict=True))
         return {parse_layer(key).key: Given(_time(key, ms)) for key, ms in pairs}
-    except (KeyError, ValueError, UnicodeDecodeError) as error:
-        raise _damaged(path, error, "The columns layer (a layer's key) and ms") from None
+    except (KeyError, ValueError) as error:
+        raise _damaged(source, error, COLUMNS) from None
 
 
 # ---- published look-up tables ---------------------------------------------------------------------------------
@@ -135,8 +152,8 @@ def _check_file(path: Path) -> None:
         raise UserError(f"{path} is not a file of up to 64 MB", allowed="A table of layers", next_step="Name the file itself")
 
 
-def _damaged(path: Path, error: Exception, allowed: str) -> UserError:
-    return UserError(f"{path} cannot be read as a table ({error!s:.300})", allowed=allowed, next_step="Correct the file")
+def _damaged(source: object, error: Exception, allowed: str) -> UserError:
+    return UserError(f"{source} cannot be read as a table ({error!s:.300})", allowed=allowed, next_step="Correct it")
 
 
 def _time(key: Any, ms: Any) -> float:

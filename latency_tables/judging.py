@@ -29,9 +29,12 @@ Array = NDArray[np.float64]
 
 def finish(table: LatencyTable) -> LatencyTable:
     """The table with the clock chosen and the correction fitted and judged on its whole networks."""
-    busy = busiest([timing for network in table.networks for timing in (network.first, network.second)])
+    timings = [timing for network in table.networks for timing in (network.first, network.second)]
+    busy = busiest(timings)
     clock = "cpu" if table.one_thread and busy > BUSY else "wall"
-    table = replace(table, conditions={**table.conditions, "clock": clock, "wall_by_cpu": busy})
+    slowed = float(np.median([timing.slowed(clock) for timing in timings]))
+    found = {"clock": clock, "wall_by_cpu": busy, "median_by_undisturbed": slowed}
+    table = replace(table, conditions={**table.conditions, **found})
     held = np.array([network.held_out for network in table.networks])
     rows = table.space.to_array([table.space.architecture(**network.choices) for network in table.networks])
     total, count = sums(table, rows)

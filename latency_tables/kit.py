@@ -23,6 +23,7 @@ from onnx import TensorProto, numpy_helper
 from latency_tables.device import Candidate, Options, serialised
 from latency_tables.quantise import quantised
 from latency_tables.standalone.running import RESULTS_KIND, RESULTS_VERSION, SCRIPT
+from latency_tables.standalone.runtime import PROVIDERS
 from latency_tables.standalone.timing import LONGEST_SAMPLE, Plan
 from latency_tables.stopwatch import Failure, Measurement
 from search_spaces.artifacts import file_hash, read_json, value_hash, write_json
@@ -176,8 +177,9 @@ def read_kit(folder: Path) -> Kit:
     try:
         options = Options(**{f.name: value[f.name] for f in dataclasses.fields(Options)})
         plan = Plan(**value["plan"])
-        texts = (value["id"], value["device"])
-        return Kit(*texts, options, plan, value["chunks"], value["labels"], value["about"])
+        if value["device"] not in PROVIDERS:
+            raise KeyError(f"device {value['device']!r}")
+        return Kit(value["id"], value["device"], options, plan, value["chunks"], value["labels"], value["about"])
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{folder / 'kit.json'} is damaged ({error})",

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from latency_tables.device import Candidate, Optioned, Options, full_name, serialised
+from latency_tables.device import Candidate, Optioned, Options, check_precision, full_name, serialised
 from latency_tables.kit import SCRIPT, KitWriter, check_fingerprint, read_results, write_script
-from latency_tables.standalone.runtime import SessionRunner, open_session
+from latency_tables.standalone.runtime import PRECISIONS, SessionRunner, open_session
 from latency_tables.stopwatch import Failure, Measurement, Plan
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
@@ -157,6 +157,9 @@ class RemoteDevice(Optioned):
     kind: str
     options: Options
     pause_s: float = 2.0  # before a lost connection is tried again
+
+    def __post_init__(self) -> None:
+        check_precision(self.kind, self.options, PRECISIONS[self.kind])
 
     @property
     def name(self) -> str:

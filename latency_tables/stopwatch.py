@@ -94,6 +94,10 @@ class Measurement:
         """Wall time by CPU time: 1 on a quiet machine, more where others take the core away."""
         return self.median_ms / self.cpu_median_ms
 
+    def slowed(self, clock: str) -> float:
+        """The median by the time undisturbed: 1 on a quiet machine, more where others share caches or a hyper-thread."""
+        return (self.cpu_median_ms if clock == "cpu" else self.median_ms) / self.ms(clock)
+
     def ms(self, clock: str) -> float:
         """The time undisturbed, the 10th percentile on a clock, ``"wall"`` or ``"cpu"``; the median where it is not known."""
         return self.p10_ms if clock == "wall" else self.cpu_p10_ms or self.cpu_median_ms

@@ -31,6 +31,7 @@ MAKE = "nas profile"
 CHAIN = 3  # copies of a layer in a chain
 FLOOR = 0.01  # of the time alone: no layer is free, however the differences fall
 CLOCKS = ("wall", "cpu")
+SLOWED = 0.10  # of the median over the time undisturbed, from which it is worth a word
 DRIFT = 0.10  # of the level during a profile, from which it is worth a word
 NOISY = 0.03  # the same for two measurements of one network
 
@@ -279,6 +280,16 @@ class LatencyTable:
 
         return to_frame(self)
 
+    def merged(self, other: LatencyTable) -> LatencyTable:
+        """One table with what two have measured of one space on one device; see `latency_tables.exchange.merged`.
+
+        Raises:
+            UserError: another device, other conditions, or another space.
+        """
+        from latency_tables.exchange import merged
+
+        return merged(self, other)
+
     def warnings(self) -> list[str]:
         """What was amiss while it was measured, each with what to do about it."""
         busy, lines = float(self.conditions.get("wall_by_cpu", 1.0)), []
@@ -286,6 +297,13 @@ class LatencyTable:
         if busy > BUSY:
             used = "CPU time is used" if self.clock == "cpu" else "wall time is used all the same, it has several threads"
             lines.append(f"other processes took {1 - 1 / busy:.0%} of the core; {used}. For wall times: {again}")
+        slowed = float(self.conditions.get("median_by_undisturbed", 1.0))
+        if slowed > 1 + SLOWED:
+            lines.append(
+                f"half of the runs took at least {slowed - 1:.0%} longer than undisturbed ones, whose times the table holds: "
+                f"something shares the caches, the memory or the hyper-thread, or the processor throttles. Where that is usual, "
+                f"expect it; else: {again}"
+            )
         if self.drift > DRIFT:
             lines.append(
                 f"the device's level moved by {self.drift:.0%} while layers were timed (a hot processor, or neighbours); they "

@@ -12,6 +12,8 @@ from search_spaces import ElasticSpace, SearchSpace
 from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
+    import pandas
+
     from latency_tables import LatencyTable
     from latency_tables.kit import Kit
     from latency_tables.profiling import Writer
@@ -165,25 +167,32 @@ def import_kit(
 
 
 def import_table(
-    paths: str | Path | Sequence[str | Path], space: SearchSpace, *, name: str, out: str | Path | None = None
+    source: str | Path | Sequence[str | Path] | pandas.DataFrame,
+    space: SearchSpace,
+    *,
+    name: str,
+    out: str | Path | None = None,
 ) -> LatencyTable:
-    """A table from CSV (columns ``layer``, ``ms``) or from the look-up tables of Once-for-all and ProxylessNAS (YAML).
+    """A table from CSV or pandas (columns ``layer``, ``ms``), or from Once-for-all's and ProxylessNAS's look-up tables (YAML).
 
     Args:
-        paths: one file, or one per resolution.
+        source: one file, one per resolution, or a frame.
         space: the space that the table was measured for: its width, classes and resolutions must agree.
         out: a run folder or a ``.json`` file; None keeps the table in memory.
 
     Raises:
         UserError: not such a table, a layer of the space without a time, or ``out`` exists already.
     """
-    from latency_tables.exchange import import_table as read_table
+    from latency_tables import exchange
 
     target = table_path(out, _named(name))
     if target is not None and target.exists():
         raise UserError(f"{target} is there already", allowed="A new file", next_step="Choose another --name, or remove it")
-    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    table = read_table(files, space, name=name)
+    if hasattr(source, "columns"):
+        table = exchange.import_frame(source, space, name=name)
+    else:
+        files = [source] if isinstance(source, str | Path) else source
+        table = exchange.import_table([Path(path) for path in files], space, name=name)
     if target is not None:
         table.save(target)
     return table

@@ -14,6 +14,7 @@ PROVIDERS = {
     "onnxruntime-cuda": ["CUDAExecutionProvider"],
     "onnxruntime-tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
 }
+PRECISIONS = {kind: ("fp32", "int8") if kind == "onnxruntime-cpu" else ("fp32",) for kind in PROVIDERS}
 ERRORS_ONLY = 3  # the runtime's log severity
 
 

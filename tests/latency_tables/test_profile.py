@@ -335,7 +335,8 @@ def test_other_conditions_are_refused_by_name_and_nothing_is_overwritten(tmp_pat
     assert run(FakeDevice(batch=8), out=path, force=True).fingerprint["batch"] == 8
 
 
-def test_a_table_of_format_1_is_read_and_estimates_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_table_of_an_older_format_is_read_and_estimates_the_same(tmp_path: Path, version: int) -> None:
     path = tmp_path / "t.json"
     table = run(FakeDevice(whole=lambda total, count: 1.2 * total), TINY, out=path)
     value = json.loads(path.read_text())
@@ -345,22 +346,14 @@ def test_a_table_of_format_1_is_read_and_estimates_the_same(tmp_path: Path) -> N
             return [older(item) for item in part]
         if not isinstance(part, dict):
             return part
-        new = (
-            "p95_ms",
-            "low_ms",
-            "high_ms",
-            "cpu_low_ms",
-            "cpu_high_ms",
-            "level",
-            "levels",
-            "interpolated",
-            "anchor",
-            "residual",
-            "learnt",
-        )
-        return {name: older(item) for name, item in part.items() if name not in new}
+        new = ["p95_ms", "low_ms", "high_ms", "cpu_low_ms", "cpu_high_ms", "level", "levels", "interpolated", "anchor"]
+        new = ["cpu_p10_ms", *(new + ["residual", "learnt"]) * (version == 1)]
+        kept = {name: older(item) for name, item in part.items() if name not in new}
+        if "scale" in kept:
+            kept["scale"] *= 1.1  # it was fitted to medians
+        return kept
 
-    path.write_text(json.dumps(older(value) | {"version": 1}))
+    path.write_text(json.dumps(older(value) | {"version": version}))
     old = LatencyTable.load(path)
     archs = TINY.sample(10, seed=0)
     assert old.estimate(archs) == pytest.approx(table.estimate(archs))

@@ -180,6 +180,33 @@ def test_a_busy_machine_settles_on_the_cpu_clock() -> None:
     assert found.uncertainty("cpu") == 0 < found.uncertainty("wall")
 
 
+def test_what_slows_most_runs_down_for_a_while_does_not_show_in_their_time() -> None:
+    clock, rng = FakeClock(), np.random.default_rng(0)
+
+    def run() -> None:
+        took = 1e6 * (1.4 if rng.random() < 0.6 else 1.0) * (1 + 0.002 * rng.random())  # a neighbour on the hyper-thread
+        clock.wall += took
+        clock.cpu += took
+
+    (found,) = measure([lambda: run], rng=np.random.default_rng(0), rounds=20, sample_ms=0.5, clock=clock)
+    assert isinstance(found, Measurement)
+    assert found.ms("wall") == pytest.approx(1, rel=0.005)
+    assert found.ms("cpu") == pytest.approx(1, rel=0.005)
+    assert found.median_ms > 1.3  # what it was like is kept
+
+
+def test_a_clock_that_makes_no_sense_is_a_failure_of_its_candidate() -> None:
+    @dataclass
+    class Backwards(FakeClock):
+        def wall_ns(self) -> int:
+            return -super().wall_ns()
+
+    clock = Backwards()
+    (found,) = measure(loaders(clock, [1000]), rng=np.random.default_rng(0), clock=clock)
+    assert isinstance(found, Failure)
+    assert "makes no sense" in found.reason
+
+
 def test_warming_up_goes_on_while_times_fall() -> None:
     clock, runs = FakeClock(), []
 
@@ -195,12 +222,13 @@ def test_warming_up_goes_on_while_times_fall() -> None:
     assert len(runs) > 10 + 2 * 3
 
 
-def test_the_interval_of_a_median_holds_it_as_often_as_it_says() -> None:
+@pytest.mark.parametrize(("share", "truth"), [(0.5, math.log(2)), (0.25, math.log(4 / 3))])
+def test_the_interval_of_a_quantile_holds_it_as_often_as_it_says(share: float, truth: float) -> None:
     rng = np.random.default_rng(0)
     inside = 0
     for _ in range(400):
-        low, high = interval(rng.exponential(size=20).tolist())
-        inside += low <= np.log(2) <= high
+        low, high = interval(rng.exponential(size=20).tolist(), share)
+        inside += low <= truth <= high
     assert 0.92 <= inside / 400 <= 1
 
 
