@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latency_tables.correction import Correction
-from latency_tables.table import Given, LatencyTable
+from latency_tables.entries import Given, NetworkTiming
+from latency_tables.table import LatencyTable
 from search_spaces.errors import UserError
 from search_spaces.layers import Conv, GlobalPool, Layer, Linear, MBConv, parse_layer
 from search_spaces.space import SearchSpace
@@ -244,12 +245,18 @@ def merged(first: LatencyTable, second: LatencyTable) -> LatencyTable:
             next_step="Keep them apart: a layer that spaces share is measured quickly",
         )
     wide = first if first.covers(second.space) else second
+    shift = len(first.levels)
     shifted = {
-        key: entry if entry.level is None else replace(entry, level=entry.level + len(first.levels))
+        key: entry if entry.level is None else replace(entry, level=entry.level + shift)
         for key, entry in second.entries.items()
     }
+
+    def shifted_network(network: NetworkTiming) -> NetworkTiming:
+        levels = network.levels
+        return network if levels is None else replace(network, levels=(levels[0] + shift, levels[1] + shift))
+
     entries = {**shifted, **first.entries}
-    networks = (*first.networks, *(network for network in second.networks if network not in first.networks))
+    networks = (*first.networks, *(shifted_network(network) for network in second.networks if network not in first.networks))
     joined = replace(
         wide, entries=entries, levels=(*first.levels, *second.levels), networks=networks, overhead=first.overhead, anchor=None
     )

@@ -100,7 +100,7 @@ class Isolated(Optioned):
                 f"{self.name} cannot be started: {error}", allowed="A runtime that starts here", next_step="See: nas doctor"
             ) from None
         progress.advance(left)  # a process that ended did not tell of all
-        return [unmade.get(index) or understood(raw) for index, raw in enumerate(timed)]
+        return [unmade.get(index) or found for index, found in enumerate(understood(timed))]
 
 
 def _main(home: str, kind: str, options: str) -> None:

@@ -24,8 +24,8 @@ from latency_tables.device import Candidate, Options, serialised
 from latency_tables.quantise import quantised
 from latency_tables.standalone.running import RESULTS_KIND, RESULTS_VERSION, SCRIPT
 from latency_tables.standalone.runtime import PROVIDERS
-from latency_tables.standalone.timing import LONGEST_SAMPLE, Plan
-from latency_tables.stopwatch import Failure, Measurement
+from latency_tables.standalone.timing import LONGEST_SAMPLE, Plan, Raw
+from latency_tables.stopwatch import Failure, Measurement, understood
 from search_spaces.artifacts import file_hash, read_json, value_hash, write_json
 from search_spaces.errors import UserError
 
@@ -217,13 +217,14 @@ def read_results(path: Path, kit: Kit, *, again: str) -> tuple[dict[str, Any], d
         if value.get("kit") != kit.id:
             raise ValueError(f"these are results of the kit {str(value.get('kit'))[:40]}")
         fingerprint = check_fingerprint(value["fingerprint"], kit.options)
-        found = {name: _item(value["items"][name], kit.plan) for name in kit.names if name in value["items"]}
+        items = {name: _item(value["items"][name], kit.plan) for name in kit.names if name in value["items"]}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise refused(f"{type(error).__name__}: {error}"[:MOST_TEXT]) from None
-    missing = len(kit.names) - len(found)
+    missing = len(kit.names) - len(items)
     if missing:
         raise refused(f"{missing} of {len(kit.names)} models are not timed yet")
-    return fingerprint, found
+    found = [pair for chunk in kit.chunks for pair in zip(chunk, understood([items[name] for name in chunk]), strict=True)]
+    return fingerprint, dict(found)
 
 
 def check_fingerprint(value: Any, options: Options) -> dict[str, Any]:
@@ -240,10 +241,10 @@ def check_fingerprint(value: Any, options: Options) -> dict[str, Any]:
     return value
 
 
-def _item(value: Any, plan: Plan) -> Measurement | Failure:
-    """One model's samples, or why there are none."""
+def _item(value: Any, plan: Plan) -> Raw | str:
+    """One model's samples, or why there are none; ValueError for what cannot be either."""
     if isinstance(value, dict) and set(value) == {"error"} and isinstance(value["error"], str):
-        return Failure("".join(c for c in value["error"][:MOST_TEXT] if c.isprintable() or c == "\n"))
+        return "".join(c for c in value["error"][:MOST_TEXT] if c.isprintable() or c == "\n")
     if not isinstance(value, dict) or set(value) != {"wall_ns", "cpu_ns", "runs"}:
         raise ValueError("a model has neither samples nor an error")
     wall, cpu, runs = value["wall_ns"], value["cpu_ns"], value["runs"]
@@ -254,4 +255,4 @@ def _item(value: Any, plan: Plan) -> Measurement | Failure:
             raise ValueError(f"{str(number)[:40]} is not a time in whole, positive nanoseconds")
     if runs > LONGEST_SAMPLE:
         raise ValueError(f"{runs} runs in a sample")
-    return Measurement.of(wall, cpu, runs)
+    return wall, cpu, runs

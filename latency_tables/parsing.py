@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from latency_tables.correction import Correction, Quality
+from latency_tables.entries import Anchor, Entry, Given, NetworkTiming
 from latency_tables.judging import finish
 from latency_tables.stopwatch import Measurement
-from latency_tables.table import CLOCKS, Anchor, Entry, Given, LatencyTable, NetworkTiming
+from latency_tables.table import CLOCKS, LatencyTable
 from search_spaces import from_dict
 from search_spaces.layers import parse_layer
 
@@ -42,7 +43,7 @@ def parse_table(value: Mapping[str, Any]) -> LatencyTable:
         overhead=None if overhead is None else Measurement.from_dict(overhead),
         entries=entries,
         levels=levels,
-        networks=tuple(_network(network) for network in value["networks"]),
+        networks=tuple(_network(network, len(levels)) for network in value["networks"]),
         correction=None if correction is None else Correction.from_dict(correction),
         quality=None if quality is None else Quality.from_dict(quality),
         interpolated=frozenset(parse_layer(key).key for key in value.get("interpolated", ())),
@@ -61,14 +62,24 @@ def _entry(timings: Mapping[str, Any], levels: int) -> Entry | Given:
             positive("given time", given.ms)
         return given
     chain, level = timings.get("chain"), timings.get("level")
-    if level is not None and not 0 <= level < levels:
-        raise ValueError(f"level {level!r} is not one of {levels}")
+    _check_level(level, levels)
     return Entry(Measurement.from_dict(timings["alone"]), None if chain is None else Measurement.from_dict(chain), level)
 
 
-def _network(value: Mapping[str, Any]) -> NetworkTiming:
+def _check_level(level: int | None, levels: int) -> None:
+    if level is not None and not 0 <= level < levels:
+        raise ValueError(f"level {level!r} is not one of {levels}")
+
+
+def _network(value: Mapping[str, Any], levels: int) -> NetworkTiming:
     first, second = Measurement.from_dict(value["first"]), Measurement.from_dict(value["second"])
-    return NetworkTiming(dict(value["choices"]), bool(value["held_out"]), first, second)
+    beside = None
+    if "levels" in value:
+        one, other = value["levels"]
+        _check_level(one, levels)
+        _check_level(other, levels)
+        beside = one, other
+    return NetworkTiming(dict(value["choices"]), bool(value["held_out"]), first, second, beside)
 
 
 def _anchor(value: Mapping[str, Any]) -> Anchor:

@@ -13,11 +13,12 @@ import numpy as np
 
 from latency_tables.choosing import choose_networks, reference_row
 from latency_tables.device import Candidate, Device
+from latency_tables.entries import CHAIN, Entry, Given, NetworkTiming
 from latency_tables.judging import anchored, finish
 from latency_tables.onnx_graph import build_onnx, empty_onnx
 from latency_tables.standalone.timing import CALM
 from latency_tables.stopwatch import Failure, Measurement, Plan
-from latency_tables.table import CHAIN, Entry, Given, LatencyTable, NetworkTiming
+from latency_tables.table import LatencyTable
 from search_spaces.architecture import Architecture
 from search_spaces.errors import UserError
 from search_spaces.layers import Layer
@@ -124,8 +125,7 @@ def profile(
     # A generator of its own: a resumed profile chooses the same networks.
     cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
     rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, np.random.default_rng([seed, 1]))
-    timed = replace(table, networks=job.networks(space.from_array(rows), held_out), level_at=now())
-    table = finish(timed)
+    table = finish(replace(job.networks(table, space.from_array(rows), held_out), level_at=now()))
     if out is not None:
         table.save(out)
     for line in table.warnings():
@@ -239,11 +239,8 @@ class _Job:
 
     def entries(self, chunk: Sequence[Layer], level: int) -> tuple[Measurement, dict[str, Entry], dict[str, Failure]]:
         """The reference network's time beside a chunk of layers, what was measured of them, and what failed."""
-        reference = self.space.from_array(reference_row(self.space))[0]
         sequences = [[layer] * copies for layer in chunk for copies in ((1, CHAIN) if _chains(layer) else (1,))]
-        first, *rest = self.time([self.whole(reference), *[self.piece(sequence) for sequence in sequences]])
-        if isinstance(first, Failure):
-            raise self.refused(f"network {reference.id}", first, "All layers so far are kept")
+        first, *rest = self.beside_reference([self.piece(sequence) for sequence in sequences])
         timed = iter(rest)
         entries: dict[str, Entry] = {}
         failures: dict[str, Failure] = {}
@@ -257,26 +254,36 @@ class _Job:
                 entries[layer.key] = Entry(alone, chain, level)
         return first, entries, failures
 
-    def networks(self, archs: Sequence[Architecture], is_held_out: Sequence[bool]) -> tuple[NetworkTiming, ...]:
-        """Whole networks, two passes, each from fresh sessions in another order."""
-        passes: list[dict[int, Measurement]] = [{}, {}]
+    def networks(self, table: LatencyTable, archs: Sequence[Architecture], is_held_out: Sequence[bool]) -> LatencyTable:
+        """The table with whole networks: two passes, each from fresh sessions in another order."""
+        passes: list[dict[int, tuple[Measurement, int]]] = [{}, {}]
+        levels = [*table.levels]
         chunk_count = -(-len(archs) // CHUNK_NETWORKS)
-        self.progress.start("timing whole networks", 2 * (len(archs) + self.plan.rounds * chunk_count))
+        self.progress.start("timing whole networks", 2 * (len(archs) + (1 + self.plan.rounds) * chunk_count))
         try:
             for found in passes:
                 for chunk in _chunks(self.rng.permutation(len(archs)).tolist(), CHUNK_NETWORKS):
-                    timed = self.time([self.whole(archs[i]) for i in chunk])
+                    level, *timed = self.beside_reference([self.whole(archs[i]) for i in chunk])
                     for index, timing in zip(chunk, timed, strict=True):
                         if isinstance(timing, Failure):
                             raise self.refused(f"network {archs[index].id}", timing, "All layers are kept")
-                        found[index] = timing
+                        found[index] = timing, len(levels)
+                    levels.append(level)
         finally:
             self.progress.stop()
-        first, second = passes
-        return tuple(
-            NetworkTiming(arch.to_dict(), held, first[i], second[i])
-            for i, (arch, held) in enumerate(zip(archs, is_held_out, strict=True))
-        )
+        networks = []
+        for index, (arch, held) in enumerate(zip(archs, is_held_out, strict=True)):
+            (first, one), (second, other) = (found[index] for found in passes)
+            networks.append(NetworkTiming(arch.to_dict(), held, first, second, (one, other)))
+        return replace(table, networks=tuple(networks), levels=tuple(levels))
+
+    def beside_reference(self, candidates: Sequence[Candidate]) -> tuple[Measurement, *tuple[Measurement | Failure, ...]]:
+        """The reference network, whose time is the device's level now, and then the candidates."""
+        reference = self.space.from_array(reference_row(self.space))[0]
+        level, *timed = self.time([self.whole(reference), *candidates])
+        if isinstance(level, Failure):
+            raise self.refused(f"network {reference.id}", level, "All layers so far are kept")
+        return level, *timed
 
     def piece(self, layers: Sequence[Layer]) -> Candidate:
         """A sequence of layers; the model names them, for whoever looks at it later, and says that its weights are random."""

@@ -3,9 +3,9 @@
 Calibrated loops, warm-up until times fall no more, interleaved rounds in random order (drift then hits all candidates
 alike), samples until the time is known well enough, one pinned core, no garbage collection while the clock runs; the
 median with its interval and spread, on two clocks. Wall time is what a user feels; the thread's CPU time is what survives
-a process that takes the core away. Neither survives what shares its caches, memory or hyper-thread. But that only ever adds,
-and not to every sample, so a run's time here is a low quantile: repeated measurements agree on it within a percent or two
-where their medians are ten apart. The timing itself is in `standalone.timing`, which other machines run as it is.
+a process that takes the core away. What shares the caches, the memory or the hyper-thread shows on both, for a while and in all
+that is timed then; so what candidates have in common in a round is taken out, and a time is that of the calmest rounds. The
+timing itself is in `standalone.timing`, which other machines run as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latency_tables.standalone.timing import CALM, Plan, Raw, SystemClock, interval, one_core, time_runs
 from search_spaces.progress import SILENT, Progress
@@ -32,10 +33,14 @@ __all__ = [
     "measure",
     "one_core",
     "understood",
+    "undisturbed",
 ]
 
 BUSY = 1.05  # wall by CPU time from which the machine counts as busy
 BUSY_QUANTILE = 0.9
+SWEEPS = 5  # of the median polish; more change nothing
+INTERVAL = 1.96 * 1.2533 * 1.4826  # from a median absolute deviation to half of the 95 % interval of a median
+FORMER = {"cpu_low_ms", "cpu_high_ms"}  # fields of format 2 that nothing uses any more
 
 Run = Callable[[], None]
 
@@ -56,10 +61,12 @@ class Measurement:
 
     Attributes:
         median_ms, p10_ms, p90_ms, p95_ms: of the wall clock; ``low_ms`` and ``high_ms`` bound the 95 % interval of the median.
-        cpu_median_ms, cpu_p10_ms: of the thread's CPU time; ``cpu_low_ms`` and ``cpu_high_ms`` bound the median's interval.
+        cpu_median_ms: of the thread's CPU time.
         samples, runs_per_sample: how many.
+        calm_ms, cpu_calm_ms: the time in the calmest rounds, see `undisturbed`; ``calm_error`` and ``cpu_calm_error`` are half
+            its 95 % interval, relative.
 
-    Older tables have no ``cpu_p10_ms``, those of format 1 neither intervals nor the 95th percentile: None there.
+    Older tables lack what has the default None here.
 
     Raises:
         ValueError: a number that is not finite and positive.
@@ -74,9 +81,10 @@ class Measurement:
     p95_ms: float | None = None
     low_ms: float | None = None
     high_ms: float | None = None
-    cpu_low_ms: float | None = None
-    cpu_high_ms: float | None = None
-    cpu_p10_ms: float | None = None
+    calm_ms: float | None = None
+    calm_error: float | None = None
+    cpu_calm_ms: float | None = None
+    cpu_calm_error: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -86,7 +94,7 @@ class Measurement:
             whole = field.name in ("samples", "runs_per_sample")
             if isinstance(number, bool) or not isinstance(number, int if whole else int | float):
                 raise ValueError(f"{field.name} is {number!r}, not a number")
-            if not math.isfinite(number) or number <= 0:
+            if not math.isfinite(number) or number < 0 or (number == 0 and not field.name.endswith("error")):
                 raise ValueError(f"{field.name} is {number!r}; times and counts are finite and positive")
 
     @property
@@ -94,44 +102,53 @@ class Measurement:
         """Wall time by CPU time: 1 on a quiet machine, more where others take the core away."""
         return self.median_ms / self.cpu_median_ms
 
+    def ms(self, clock: str) -> float:
+        """The time undisturbed on a clock, ``"wall"`` or ``"cpu"``; the median where it is not known."""
+        return (self.cpu_calm_ms or self.cpu_median_ms) if clock == "cpu" else (self.calm_ms or self.median_ms)
+
     def slowed(self, clock: str) -> float:
-        """The median by the time undisturbed: 1 on a quiet machine, more where others share caches or a hyper-thread."""
+        """The median by the time undisturbed: 1 on a quiet machine."""
         return (self.cpu_median_ms if clock == "cpu" else self.median_ms) / self.ms(clock)
 
-    def ms(self, clock: str) -> float:
-        """The time undisturbed, the 10th percentile on a clock, ``"wall"`` or ``"cpu"``; the median where it is not known."""
-        return self.p10_ms if clock == "wall" else self.cpu_p10_ms or self.cpu_median_ms
-
     def uncertainty(self, clock: str) -> float:
-        """Half the 95 % interval of the median on a clock, relative; 0 where it is unknown."""
-        low, high = (self.cpu_low_ms, self.cpu_high_ms) if clock == "cpu" else (self.low_ms, self.high_ms)
-        return 0.0 if low is None or high is None else (high - low) / (high + low)
+        """Half the 95 % interval of the time undisturbed, relative; 0 where it is unknown."""
+        return (self.cpu_calm_error if clock == "cpu" else self.calm_error) or 0.0
 
     @classmethod
-    def of(cls, wall_ns: Sequence[float], cpu_ns: Sequence[float], runs_per_sample: int) -> Measurement:
+    def of(
+        cls, wall_ns: Sequence[float], cpu_ns: Sequence[float], runs_per_sample: int, calm: Sequence[float] | None = None
+    ) -> Measurement:
         """From the times of whole samples, each of ``runs_per_sample`` runs.
+
+        Args:
+            calm: the time undisturbed and its relative error, ns, of the wall and the CPU clock, where others were timed in the
+                same rounds.
 
         Raises:
             ValueError: times that no clock shows.
         """
+        if min(*wall_ns, *cpu_ns) <= 0:
+            raise ValueError("a run takes time on every clock")
         scale = 1e-6 / runs_per_sample
-        calm, median, p90, p95 = (float(v) for v in np.quantile(wall_ns, [CALM, 0.5, 0.9, 0.95]) * scale)
-        cpu_calm, cpu_median = (float(v) for v in np.quantile(cpu_ns, [CALM, 0.5]) * scale)
-        bounds = [float(v) * scale for clock in (wall_ns, cpu_ns) for v in interval(clock)]
-        return cls(median, calm, p90, cpu_median, len(wall_ns), runs_per_sample, p95, *bounds, cpu_calm)
+        p10, median, p90, p95 = (float(v) for v in np.quantile(wall_ns, [0.1, 0.5, 0.9, 0.95]) * scale)
+        low, high = (v * scale for v in interval(wall_ns))
+        wall, wall_error, cpu, cpu_error = calm or [*_only(undisturbed([wall_ns])), *_only(undisturbed([cpu_ns]))]
+        found = {"p95_ms": p95, "low_ms": low, "high_ms": high, "calm_error": wall_error, "cpu_calm_error": cpu_error}
+        found |= {"calm_ms": wall * scale, "cpu_calm_ms": cpu * scale}
+        return cls(median, p10, p90, float(np.median(cpu_ns) * scale), len(wall_ns), runs_per_sample, **found)
 
     @classmethod
     def from_dict(cls, value: Any) -> Measurement:
-        """The measurement that `to_dict` wrote, now or in format 1.
+        """The measurement that `to_dict` wrote, now or in an older format.
 
         Raises:
             ValueError: a missing or unknown field, or a number that is not finite and positive.
         """
         known = {field.name for field in fields(cls)}
         needed = {field.name for field in fields(cls) if field.default is MISSING}
-        if not isinstance(value, Mapping) or not needed <= set(value) <= known:
+        if not isinstance(value, Mapping) or not needed <= set(value) <= known | FORMER:
             raise ValueError(f"a measurement has the fields {', '.join(field.name for field in fields(cls))}")
-        return cls(**value)
+        return cls(**{name: number for name, number in value.items() if name not in FORMER})
 
     def to_dict(self) -> dict[str, float | int]:
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -176,14 +193,48 @@ def measure(
     """
     plan = Plan(rounds=rounds, least=min(least, rounds), target=target, warmup=warmup, sample_ms=sample_ms)
     timed = time_runs(loaders, plan, rng, clock, pin, progress.advance)
-    return [understood(found) for found in timed]
+    return understood(timed)
 
 
-def understood(found: Raw | str) -> Measurement | Failure:
-    """What `standalone.timing.time_runs` gave for a candidate; a failure, too, where its clock makes no sense."""
-    if isinstance(found, str):
-        return Failure(found)
-    try:
-        return Measurement.of(*found)
-    except ValueError as error:
-        return Failure(f"it was timed in a way that makes no sense: {error}")
+def understood(timed: Sequence[Raw | str]) -> list[Measurement | Failure]:
+    """What `standalone.timing.time_runs` gave; a failure, too, where a clock makes no sense."""
+    found: list[Measurement | Failure | None] = [Failure(raw) if isinstance(raw, str) else None for raw in timed]
+    sound: dict[int, Raw] = {}
+    for index, raw in enumerate(timed):
+        if not isinstance(raw, str):
+            if min(*raw[0], *raw[1], raw[2]) > 0:
+                sound[index] = raw
+            else:
+                found[index] = Failure("its clock makes no sense: a run took no time, or less")
+    if sound:
+        calm = [undisturbed(clock) for clock in ([raw[0] for raw in sound.values()], [raw[1] for raw in sound.values()])]
+        for row, (index, raw) in enumerate(sound.items()):
+            found[index] = Measurement.of(*raw, [float(values[row]) for times in calm for values in times])
+    return [one for one in found if one is not None]
+
+
+def undisturbed(samples: Sequence[Sequence[float]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Times of candidates as they are in the calmest rounds, (N,), and half their 95 % intervals, relative, (N,).
+
+    A sample is what the candidate takes, times what the round does to all, times chance: log t = candidate + round, by Tukey's
+    median polish. Of the rounds' factors a low quantile counts: neighbours add, and not in every round. One candidate alone has
+    its own samples' quantile.
+
+    Args:
+        samples: per candidate its times in the first rounds, as many as it took part in.
+    """
+    logs = np.full((len(samples), max(map(len, samples))), np.nan)
+    for row, times in zip(logs, samples, strict=True):
+        row[: len(times)] = np.log(times)
+    own, common = np.nanmedian(logs, axis=1), np.zeros(logs.shape[1])
+    for _ in range(SWEEPS):
+        common = np.nanmedian(logs - own[:, None], axis=0)
+        own = np.nanmedian(logs - common, axis=1)
+    full = np.isfinite(logs).mean(axis=0) >= 0.5  # a round of a few says little
+    spread = np.nanmedian(np.abs(logs - common - own[:, None]), axis=1)
+    counts = np.isfinite(logs).sum(axis=1)
+    return np.exp(own + np.quantile(common[full], CALM)), INTERVAL * spread / np.sqrt(counts)
+
+
+def _only(found: tuple[NDArray[np.float64], NDArray[np.float64]]) -> list[float]:
+    return [float(values[0]) for values in found]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from latency_tables.correction import FEATURES, Correction, Quality
 from latency_tables.curves import Curves
+from latency_tables.entries import Anchor, Entry, Given, NetworkTiming
 from latency_tables.stopwatch import BUSY, Measurement
 from search_spaces.architecture import Architecture
 from search_spaces.artifacts import read_json, write_json
@@ -24,96 +25,14 @@ from search_spaces.space import Archs, SearchSpace
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["CHAIN", "CLOCKS", "Anchor", "Entry", "Given", "LatencyTable", "NetworkTiming", "features", "sums"]
+__all__ = ["CLOCKS", "LatencyTable", "features", "sums"]
 
 KIND, VERSION = "latency-table", 3
 MAKE = "nas profile"
-CHAIN = 3  # copies of a layer in a chain
-FLOOR = 0.01  # of the time alone: no layer is free, however the differences fall
 CLOCKS = ("wall", "cpu")
 SLOWED = 0.10  # of the median over the time undisturbed, from which it is worth a word
 DRIFT = 0.10  # of the level during a profile, from which it is worth a word
 NOISY = 0.03  # the same for two measurements of one network
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What was measured of a layer: a network of it alone and, where its output fits its input, of `CHAIN` copies."""
-
-    alone: Measurement
-    chain: Measurement | None = None
-    level: int | None = None  # which of the table's levels was measured beside it
-
-    def layer_ms(self, overhead_ms: float, clock: str) -> float:
-        """Time of the layer inside a network.
-
-        A chain tells more than the layer alone: what is paid once per network (the call, the conversion of the
-        input to the runtime's own format) drops out of the difference.
-        """
-        alone = self.alone.ms(clock)
-        if self.chain is not None:
-            step = (self.chain.ms(clock) - alone) / (CHAIN - 1)
-            if step > FLOOR * alone:
-                return step
-        return max(alone - overhead_ms, FLOOR * alone)
-
-    def to_dict(self) -> dict[str, Any]:
-        found = {"alone": self.alone, "chain": self.chain}
-        timings: dict[str, Any] = {name: timing.to_dict() for name, timing in found.items() if timing is not None}
-        return timings if self.level is None else {**timings, "level": self.level}
-
-
-@dataclass(frozen=True)
-class Given:
-    """What another table says of a layer: its time inside a network, ms, and that table's spread where it has one."""
-
-    ms: float
-    std_ms: float | None = None
-    samples: int | None = None
-
-    def layer_ms(self, overhead_ms: float, clock: str) -> float:
-        """The time as it was given."""
-        return self.ms
-
-    @property
-    def level(self) -> None:
-        return None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"given": {name: value for name, value in vars(self).items() if value is not None}}
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """Where the device's level is now, against when the table was measured.
-
-    Attributes:
-        factor: a network takes this many times what it took then; every estimate is multiplied by it.
-        spread: half the distance between the 10th and 90th percentile of the single factors, relative.
-        networks: how many were measured again.
-    """
-
-    factor: float
-    spread: float
-    networks: int
-
-
-@dataclass(frozen=True)
-class NetworkTiming:
-    """A whole network, measured twice from a fresh start; held out, or used to fit the correction."""
-
-    choices: Mapping[str, Any]
-    held_out: bool
-    first: Measurement
-    second: Measurement
-
-    def ms(self, clock: str) -> float:
-        """Mean of the two passes."""
-        return (self.first.ms(clock) + self.second.ms(clock)) / 2
-
-    def to_dict(self) -> dict[str, Any]:
-        timings = {"first": self.first.to_dict(), "second": self.second.to_dict()}
-        return {"choices": dict(self.choices), "held_out": self.held_out, **timings}
 
 
 @dataclass(frozen=True)
@@ -127,8 +46,8 @@ class LatencyTable:
         space: the space whose architectures `estimate` takes.
         overhead: an empty network, the price of calling the runtime; None for a table that was not measured here.
         entries: per layer's key.
-        levels: a reference network, measured beside each chunk of layers: a machine's level moves, and entries measured at
-            another level are brought to the middle one.
+        levels: a reference network, measured beside each chunk of layers or networks: a machine's level moves, and what was
+            measured at another level is brought to the middle one.
         networks: whole networks, measured; empty while the table is unfinished.
         correction: from the sum of layers to the network; None while the table is unfinished.
         quality: errors on networks that the correction has not seen; None where there are none.
@@ -197,9 +116,19 @@ class LatencyTable:
         moved = middle / found.ms(self.clock)
         return moved if abs(moved - 1) > found.uncertainty(self.clock) else 1.0
 
+    def passes_ms(self, network: NetworkTiming) -> tuple[float, float]:
+        """The two times of a whole network, ms, at the table's level."""
+        first, second = network.levels or (None, None)
+        clock = self.clock
+        return self.level_factor(first) * network.first.ms(clock), self.level_factor(second) * network.second.ms(clock)
+
+    def network_ms(self, network: NetworkTiming) -> float:
+        """The time of a whole network, ms: the mean of its two at the table's level."""
+        return sum(self.passes_ms(network)) / 2
+
     @property
     def drift(self) -> float:
-        """How far the level moved while layers were measured: largest over smallest, minus 1; 0 where unknown."""
+        """How far the level moved while the table was measured: largest over smallest, minus 1; 0 where unknown."""
         levels = [timing.ms(self.clock) for timing in self.levels]
         return max(levels) / min(levels) - 1 if levels else 0.0
 
@@ -301,12 +230,12 @@ class LatencyTable:
         if slowed > 1 + SLOWED:
             lines.append(
                 f"half of the runs took at least {slowed - 1:.0%} longer than undisturbed ones, whose times the table holds: "
-                f"something shares the caches, the memory or the hyper-thread, or the processor throttles. Where that is usual, "
+                f"something shares the caches, the memory or the hyper-thread, or it throttles. Where it always is, "
                 f"expect it; else: {again}"
             )
         if self.drift > DRIFT:
             lines.append(
-                f"the device's level moved by {self.drift:.0%} while layers were timed (a hot processor, or neighbours); they "
+                f"the device's level moved by {self.drift:.0%} (a hot processor, or neighbours); all "
                 f"are brought to one level. If the errors are large: let it cool, then {MAKE} --force"
             )
         noise = self.quality.noise.median if self.quality else 0.0

@@ -188,11 +188,12 @@ def import_table(
     target = table_path(out, _named(name))
     if target is not None and target.exists():
         raise UserError(f"{target} is there already", allowed="A new file", next_step="Choose another --name, or remove it")
-    if hasattr(source, "columns"):
-        table = exchange.import_frame(source, space, name=name)
+    if isinstance(source, str | Path):
+        table = exchange.import_table([Path(source)], space, name=name)
+    elif isinstance(source, Sequence):
+        table = exchange.import_table([Path(path) for path in source], space, name=name)
     else:
-        files = [source] if isinstance(source, str | Path) else source
-        table = exchange.import_table([Path(path) for path in files], space, name=name)
+        table = exchange.import_frame(source, space, name=name)
     if target is not None:
         table.save(target)
     return table

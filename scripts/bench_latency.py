@@ -103,7 +103,7 @@ def within_resolutions(table: nas.LatencyTable) -> float:
     judged = [network for network in table.networks if network.held_out]
     choices = [network.choices for network in judged]
     told = table.estimate([table.space.architecture(**choice) for choice in choices])
-    measured = np.array([network.ms(table.clock) for network in judged])
+    measured = np.array([table.network_ms(network) for network in judged])
     sizes = np.array([choice["resolution"] for choice in choices])
     ranks = [
         spearmanr(told[sizes == s], measured[sizes == s]).statistic for s in set(sizes.tolist()) if (sizes == s).sum() >= 4

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple, Union
 import numpy as np
 
 LONGEST_SAMPLE = 1_000_000  # runs; a bound for a clock that stands still
-CALM = 0.1  # the quantile that is a run's time: neighbours only ever add to it, and seldom to every sample
+CALM = 0.1  # the quantile that counts: neighbours only ever add to a time, and seldom to every sample
 STEADY = 0.98  # warm-up ends when three runs are no faster than this share of the three before
 WARM_UP_TRIES = 10
 

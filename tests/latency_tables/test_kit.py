@@ -16,8 +16,8 @@ import search_spaces
 from latency_tables import Amount, LatencyTable, Plan
 from latency_tables.by_hand import import_kit, make_kit
 from latency_tables.device import Options
+from latency_tables.entries import Entry
 from latency_tables.kit import SCRIPT
-from latency_tables.table import Entry
 from search_spaces import UserError
 
 SPACE = search_spaces.build("small-mobilenet", width=0.25, resolution=[16]).restrict(kernel=[3], depth=[1], expand=[2, 4])

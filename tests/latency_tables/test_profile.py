@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 import search_spaces
 from latency_tables import Amount, Candidate, LatencyTable, Measurement, Plan, Quality, measure, open_device, profile
+from latency_tables.entries import CHAIN, Entry
 from latency_tables.stopwatch import Failure
-from latency_tables.table import CHAIN, Entry
 from search_spaces import SearchSpace, UserError
 from search_spaces.layers import Layer, parse_layer
 from search_spaces.progress import SILENT, Progress
@@ -346,8 +346,9 @@ def test_a_table_of_an_older_format_is_read_and_estimates_the_same(tmp_path: Pat
             return [older(item) for item in part]
         if not isinstance(part, dict):
             return part
-        new = ["p95_ms", "low_ms", "high_ms", "cpu_low_ms", "cpu_high_ms", "level", "levels", "interpolated", "anchor"]
-        new = ["cpu_p10_ms", *(new + ["residual", "learnt"]) * (version == 1)]
+        new = ["calm_ms", "calm_error", "cpu_calm_ms", "cpu_calm_error"]
+        if version == 1:
+            new += ["p95_ms", "low_ms", "high_ms", "level", "levels", "interpolated", "anchor", "residual", "learnt"]
         kept = {name: older(item) for name, item in part.items() if name not in new}
         if "scale" in kept:
             kept["scale"] *= 1.1  # it was fitted to medians
@@ -414,9 +415,9 @@ def test_a_missing_layer_is_named() -> None:
 
 def test_no_layer_is_free_however_noise_falls() -> None:
     timing = run(FakeDevice()).overhead
-    slower = replace(timing, p10_ms=timing.p10_ms * 2)
-    assert Entry(timing, timing).layer_ms(2 * timing.p10_ms, "wall") > 0
-    assert Entry(timing, slower).layer_ms(0, "wall") == pytest.approx(timing.p10_ms / (CHAIN - 1))
+    slower = replace(timing, calm_ms=timing.calm_ms * 2)
+    assert Entry(timing, timing).layer_ms(2 * timing.calm_ms, "wall") > 0
+    assert Entry(timing, slower).layer_ms(0, "wall") == pytest.approx(timing.calm_ms / (CHAIN - 1))
 
 
 # ---- the real runtime ---------------------------------------------------------------------------------------
