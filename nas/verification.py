@@ -31,8 +31,7 @@ class Verified:
     Attributes:
         promised: accuracy (fraction) and latency (ms) as the front has them; empty where nothing was promised.
         accuracy: on the test images; ``accuracy_low`` and ``accuracy_high`` bound its 95 % interval.
-        latency_ms: undisturbed, which is what tables promise: the 10th percentile of the samples, ``latency_p10_ms``;
-            ``latency_p90_ms`` is the 90th.
+        latency_ms: undisturbed, which is what tables promise; ``latency_p10_ms`` and ``latency_p90_ms`` over the samples.
         broken: limits that the verified values break, as text.
         finetuned: trained on after the promise was made.
         precision: ``"fp32"`` or ``"int8"``.
