@@ -96,25 +96,37 @@ class Planned:
 
 
 def planned_profile(
-    space: SearchSpace, *, device: str, out: str | Path | None = None, resolutions: int | None = None
+    space: SearchSpace,
+    *,
+    device: str,
+    out: str | Path | None = None,
+    resolutions: int | None = None,
+    networks: int | None = None,
+    like: LatencyTable | None = None,
 ) -> Planned:
-    """What `nas.profile` would measure, without measuring anything."""
+    """What `nas.profile` would measure, without measuring anything.
+
+    Raises:
+        UserError: an unknown device, or a table of another device or machine at ``out``.
+    """
     from latency_tables import Amount, LatencyTable, Plan, open_device
     from latency_tables.profiling import measured_part
 
-    opened, amount, plan = open_device(device), Amount(resolutions=resolutions), Plan()
-    path = table_path(out, opened.name)
-    known = set(LatencyTable.load(path).entries) if path is not None and path.exists() else set()
-    wanted = measured_part(space, resolutions).layers()
+    opened, amount, plan = open_device(device), Amount(), Plan()
+    path, known = table_path(out, opened.name), set[str]()
+    if path is not None and path.exists():
+        found = LatencyTable.load(path)
+        found.check_same(opened.name, opened.fingerprint())
+        known = set(found.entries)
+    wanted = measured_part(space, resolutions).layers() if like is None else []
     missing = [layer for layer in wanted if layer.key not in known]
-    networks = amount.networks + amount.held_out
+    networks = (amount.networks if networks is None else networks) + amount.held_out
     work = [(1 + 3 * (layer.in_shape == layer.out_shape)) * layer.macs for layer in missing]
     work += [space.macs(space.largest)] * networks  # measured twice, on average half the largest
     per_run = [max(plan.sample_ms * 1e-3, macs / GUESSED_MACS) for macs in work]
     seconds = sum(plan.rounds * 2 * s for s in per_run) + LOAD_S * len(work)
-    interpolated = len(space.layers()) - len(wanted) if resolutions else 0
-    found = len(wanted) - len(missing)
-    return Planned(opened.name, len(missing), found, interpolated, networks, opened.batch * seconds / 60)
+    interpolated = len(space.layers()) - len(wanted) if resolutions and like is None else 0
+    return Planned(opened.name, len(missing), len(wanted) - len(missing), interpolated, networks, opened.batch * seconds / 60)
 
 
 def make_kit(

@@ -93,9 +93,12 @@ class Worker:
         self._said.seek(max(0, self._said.seek(0, os.SEEK_END) - LAST_WORDS))
         last = self._said.read().decode(errors="replace").strip().splitlines()[-1:]
         self._end()
-        code = self._process.returncode
-        how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return ": ".join([f"the runtime ended its process ({how})", *last])
+        return ": ".join([ended(self._process.returncode), *last])
+
+
+def ended(code: int) -> str:
+    """How a process with this exit status ended."""
+    return f"the runtime ended its process ({signal.Signals(-code).name if code < 0 else f'exit status {code}'})"
 
 
 def _end(process: Any, said: Any) -> None:

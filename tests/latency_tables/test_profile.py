@@ -247,6 +247,34 @@ def test_layers_measured_at_another_level_are_brought_to_the_tables(tmp_path: Pa
     assert table.estimate(archs) == pytest.approx(truth(device, SPACE, archs), rel=0.03)  # the empty network's is as it was
 
 
+@dataclass
+class DriftingRunner(FakeRunner):
+    """Ever slower: by half while a table is measured."""
+
+    def run(self) -> None:
+        spent = self.ns * (1 + self.clock.wall / 1e8)
+        self.clock.wall += spent
+        self.clock.cpu += spent
+
+
+@dataclass
+class DriftingDevice(FakeDevice):
+    def load(self, model: onnx.ModelProto | bytes) -> FakeRunner:
+        return DriftingRunner(**vars(super().load(model)))
+
+
+def test_a_device_that_drifts_throughout_is_reported_and_its_table_is_right_all_the_same() -> None:
+    device = DriftingDevice()
+    table = run(device)
+    assert 0.2 < table.drift < 2
+    assert any("level moved by" in line and "nas profile --force" in line for line in table.warnings())
+    archs = SPACE.sample(30, seed=1)
+    found = table.estimate(archs) / truth(FakeDevice(), SPACE, archs)
+    assert found.std() / found.mean() < 0.02  # of one level, whichever
+    assert table.quality is not None
+    assert table.quality.corrected.median < 0.02
+
+
 def test_sizes_between_measured_ones_are_interpolated_and_the_error_is_said(tmp_path: Path) -> None:
     space = search_spaces.build("small-mobilenet", width=0.5, resolution=[16, 20, 24, 28, 32]).restrict(expand=[2], depth=[1])
     device = FakeDevice()
