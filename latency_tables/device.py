@@ -190,20 +190,9 @@ class LocalDevice(Optioned):
         progress: Progress = SILENT,
     ) -> list[Measurement | Failure]:
         """See `Device.time`."""
-        plan = plan or Plan()
 
         def loader(candidate: Candidate) -> Callable[[], Callable[[], None]]:
             return lambda: self.load(candidate.model()).run
 
-        return measure(
-            [loader(candidate) for candidate in candidates],
-            rng=rng,
-            rounds=plan.rounds,
-            warmup=plan.warmup,
-            sample_ms=plan.sample_ms,
-            target=plan.target,
-            least=plan.least,
-            pin=self.threads == 1,
-            clock=self.clock,
-            progress=progress,
-        )
+        loaders = [loader(candidate) for candidate in candidates]
+        return measure(loaders, rng=rng, plan=plan, pin=self.threads == 1, clock=self.clock, progress=progress)

@@ -170,11 +170,7 @@ def measure(
     loaders: Sequence[Callable[[], Run]],
     *,
     rng: np.random.Generator,
-    rounds: int = 20,
-    warmup: int = 10,
-    sample_ms: float = 0.5,
-    target: float = 0.0,
-    least: int = 10,
+    plan: Plan | None = None,
     pin: bool = True,
     clock: Clock = SYSTEM_CLOCK,
     progress: Progress = SILENT,
@@ -185,15 +181,12 @@ def measure(
 
     Args:
         loaders: per candidate, a callable that makes it ready and returns what runs it once.
-        rounds, warmup, sample_ms, target, least: see `Plan`.
         pin: stay on one core; wrong for candidates with several threads.
         progress: advanced by one for each candidate loaded and by one for each round.
 
     Returns: in the order given; a `Failure` for a candidate whose loading or warm-up raised.
     """
-    plan = Plan(rounds=rounds, least=min(least, rounds), target=target, warmup=warmup, sample_ms=sample_ms)
-    timed = time_runs(loaders, plan, rng, clock, pin, progress.advance)
-    return understood(timed)
+    return understood(time_runs(loaders, plan or Plan(), rng, clock, pin, progress.advance))
 
 
 def understood(timed: Sequence[Raw | str]) -> list[Measurement | Failure]:

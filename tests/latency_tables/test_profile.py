@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -89,8 +88,7 @@ class FakeDevice:
         progress: Progress = SILENT,
     ) -> list[Measurement | Failure]:
         loaders = [lambda candidate=c: self.load(candidate.model()).run for c in candidates]
-        settings = dataclasses.asdict(plan or Plan())
-        return measure(loaders, rng=rng, clock=self.clock, progress=progress, **settings)
+        return measure(loaders, rng=rng, plan=plan, clock=self.clock, progress=progress)
 
     def load(self, model: onnx.ModelProto | bytes) -> FakeRunner:
         assert isinstance(model, onnx.ModelProto)
