@@ -81,16 +81,16 @@ class NetworkTiming:
     """A whole network, measured twice from a fresh start; held out, or used to fit the correction.
 
     Attributes:
-        levels: which of the table's levels were measured beside the two; None where that was not done.
+        chunks: which of the table's chunks of networks, timed against each other, the two were in; None in older tables.
     """
 
     choices: Mapping[str, Any]
     held_out: bool
     first: Measurement
     second: Measurement
-    levels: tuple[int, int] | None = None
+    chunks: tuple[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         timings = {"first": self.first.to_dict(), "second": self.second.to_dict()}
-        levels = {} if self.levels is None else {"levels": list(self.levels)}
-        return {"choices": dict(self.choices), "held_out": self.held_out, **timings, **levels}
+        chunks = {} if self.chunks is None else {"chunks": list(self.chunks)}
+        return {"choices": dict(self.choices), "held_out": self.held_out, **timings, **chunks}

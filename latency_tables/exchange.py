@@ -251,9 +251,11 @@ def merged(first: LatencyTable, second: LatencyTable) -> LatencyTable:
         for key, entry in second.entries.items()
     }
 
+    taken = 1 + max((chunk for network in first.networks for chunk in network.chunks or ()), default=-1)
+
     def shifted_network(network: NetworkTiming) -> NetworkTiming:
-        levels = network.levels
-        return network if levels is None else replace(network, levels=(levels[0] + shift, levels[1] + shift))
+        chunks = network.chunks
+        return network if chunks is None else replace(network, chunks=(chunks[0] + taken, chunks[1] + taken))
 
     entries = {**shifted, **first.entries}
     networks = (*first.networks, *(shifted_network(network) for network in second.networks if network not in first.networks))

@@ -43,7 +43,7 @@ def parse_table(value: Mapping[str, Any]) -> LatencyTable:
         overhead=None if overhead is None else Measurement.from_dict(overhead),
         entries=entries,
         levels=levels,
-        networks=tuple(_network(network, len(levels)) for network in value["networks"]),
+        networks=tuple(_network(network) for network in value["networks"]),
         correction=None if correction is None else Correction.from_dict(correction),
         quality=None if quality is None else Quality.from_dict(quality),
         interpolated=frozenset(parse_layer(key).key for key in value.get("interpolated", ())),
@@ -62,24 +62,18 @@ def _entry(timings: Mapping[str, Any], levels: int) -> Entry | Given:
             positive("given time", given.ms)
         return given
     chain, level = timings.get("chain"), timings.get("level")
-    _check_level(level, levels)
+    if level is not None and not 0 <= level < levels:
+        raise ValueError(f"level {level!r} is not one of {levels}")
     return Entry(Measurement.from_dict(timings["alone"]), None if chain is None else Measurement.from_dict(chain), level)
 
 
-def _check_level(level: int | None, levels: int) -> None:
-    if level is not None and not 0 <= level < levels:
-        raise ValueError(f"level {level!r} is not one of {levels}")
-
-
-def _network(value: Mapping[str, Any], levels: int) -> NetworkTiming:
+def _network(value: Mapping[str, Any]) -> NetworkTiming:
     first, second = Measurement.from_dict(value["first"]), Measurement.from_dict(value["second"])
-    beside = None
-    if "levels" in value:
-        one, other = value["levels"]
-        _check_level(one, levels)
-        _check_level(other, levels)
-        beside = one, other
-    return NetworkTiming(dict(value["choices"]), bool(value["held_out"]), first, second, beside)
+    chunks = None
+    if "chunks" in value:
+        one, other = (int(chunk) for chunk in value["chunks"])
+        chunks = one, other
+    return NetworkTiming(dict(value["choices"]), bool(value["held_out"]), first, second, chunks)
 
 
 def _anchor(value: Mapping[str, Any]) -> Anchor:

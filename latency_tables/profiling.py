@@ -125,7 +125,7 @@ def profile(
     # A generator of its own: a resumed profile chooses the same networks.
     cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
     rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, np.random.default_rng([seed, 1]))
-    table = finish(replace(job.networks(table, space.from_array(rows), held_out), level_at=now()))
+    table = finish(replace(table, networks=job.networks(space.from_array(rows), held_out), level_at=now()))
     if out is not None:
         table.save(out)
     for line in table.warnings():
@@ -240,7 +240,10 @@ class _Job:
     def entries(self, chunk: Sequence[Layer], level: int) -> tuple[Measurement, dict[str, Entry], dict[str, Failure]]:
         """The reference network's time beside a chunk of layers, what was measured of them, and what failed."""
         sequences = [[layer] * copies for layer in chunk for copies in ((1, CHAIN) if _chains(layer) else (1,))]
-        first, *rest = self.beside_reference([self.piece(sequence) for sequence in sequences])
+        reference = self.space.from_array(reference_row(self.space))[0]
+        first, *rest = self.time([self.whole(reference), *[self.piece(sequence) for sequence in sequences]])
+        if isinstance(first, Failure):
+            raise self.refused(f"network {reference.id}", first, "All layers so far are kept")
         timed = iter(rest)
         entries: dict[str, Entry] = {}
         failures: dict[str, Failure] = {}
@@ -254,36 +257,26 @@ class _Job:
                 entries[layer.key] = Entry(alone, chain, level)
         return first, entries, failures
 
-    def networks(self, table: LatencyTable, archs: Sequence[Architecture], is_held_out: Sequence[bool]) -> LatencyTable:
-        """The table with whole networks: two passes, each from fresh sessions in another order."""
+    def networks(self, archs: Sequence[Architecture], is_held_out: Sequence[bool]) -> tuple[NetworkTiming, ...]:
+        """Whole networks, two passes, each from fresh sessions in another order."""
         passes: list[dict[int, tuple[Measurement, int]]] = [{}, {}]
-        levels = [*table.levels]
-        chunk_count = -(-len(archs) // CHUNK_NETWORKS)
-        self.progress.start("timing whole networks", 2 * (len(archs) + (1 + self.plan.rounds) * chunk_count))
+        orders = [_chunks(self.rng.permutation(len(archs)).tolist(), CHUNK_NETWORKS) for _ in passes]
+        work = [(found, chunk) for found, order in zip(passes, orders, strict=True) for chunk in order]
+        self.progress.start("timing whole networks", sum(len(chunk) + self.plan.rounds for _, chunk in work))
         try:
-            for found in passes:
-                for chunk in _chunks(self.rng.permutation(len(archs)).tolist(), CHUNK_NETWORKS):
-                    level, *timed = self.beside_reference([self.whole(archs[i]) for i in chunk])
-                    for index, timing in zip(chunk, timed, strict=True):
-                        if isinstance(timing, Failure):
-                            raise self.refused(f"network {archs[index].id}", timing, "All layers are kept")
-                        found[index] = timing, len(levels)
-                    levels.append(level)
+            for number, (found, chunk) in enumerate(work):
+                timed = self.time([self.whole(archs[i]) for i in chunk])
+                for index, timing in zip(chunk, timed, strict=True):
+                    if isinstance(timing, Failure):
+                        raise self.refused(f"network {archs[index].id}", timing, "All layers are kept")
+                    found[index] = timing, number
         finally:
             self.progress.stop()
         networks = []
         for index, (arch, held) in enumerate(zip(archs, is_held_out, strict=True)):
             (first, one), (second, other) = (found[index] for found in passes)
             networks.append(NetworkTiming(arch.to_dict(), held, first, second, (one, other)))
-        return replace(table, networks=tuple(networks), levels=tuple(levels))
-
-    def beside_reference(self, candidates: Sequence[Candidate]) -> tuple[Measurement, *tuple[Measurement | Failure, ...]]:
-        """The reference network, whose time is the device's level now, and then the candidates."""
-        reference = self.space.from_array(reference_row(self.space))[0]
-        level, *timed = self.time([self.whole(reference), *candidates])
-        if isinstance(level, Failure):
-            raise self.refused(f"network {reference.id}", level, "All layers so far are kept")
-        return level, *timed
+        return tuple(networks)
 
     def piece(self, layers: Sequence[Layer]) -> Candidate:
         """A sequence of layers; the model names them, for whoever looks at it later, and says that its weights are random."""

@@ -38,7 +38,8 @@ __all__ = [
 
 BUSY = 1.05  # wall by CPU time from which the machine counts as busy
 BUSY_QUANTILE = 0.9
-SWEEPS = 5  # of the median polish; more change nothing
+SWEEPS = 100  # of the median polish, at most; it ends where logarithms of times move by less than `STILL`
+STILL = 1e-6
 INTERVAL = 1.96 * 1.2533 * 1.4826  # from a median absolute deviation to half of the 95 % interval of a median
 FORMER = {"cpu_low_ms", "cpu_high_ms"}  # fields of format 2 that nothing uses any more
 
@@ -219,14 +220,23 @@ def undisturbed(samples: Sequence[Sequence[float]]) -> tuple[NDArray[np.float64]
     logs = np.full((len(samples), max(map(len, samples))), np.nan)
     for row, times in zip(logs, samples, strict=True):
         row[: len(times)] = np.log(times)
-    own, common = np.nanmedian(logs, axis=1), np.zeros(logs.shape[1])
-    for _ in range(SWEEPS):
-        common = np.nanmedian(logs - own[:, None], axis=0)
-        own = np.nanmedian(logs - common, axis=1)
+    own, common = polished(logs)
     full = np.isfinite(logs).mean(axis=0) >= 0.5  # a round of a few says little
     spread = np.nanmedian(np.abs(logs - common - own[:, None]), axis=1)
     counts = np.isfinite(logs).sum(axis=1)
     return np.exp(own + np.quantile(common[full], CALM)), INTERVAL * spread / np.sqrt(counts)
+
+
+def polished(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rows' and columns' parts of a table (N, M) that is about their sum, NaN where it is not known, by medians."""
+    rows, columns = np.nanmedian(table, axis=1), np.zeros(table.shape[1])
+    for _ in range(SWEEPS):
+        before = columns
+        columns = np.nanmedian(table - rows[:, None], axis=0)
+        rows = np.nanmedian(table - columns, axis=1)
+        if np.abs(columns - before).max() < STILL:
+            break
+    return rows, columns
 
 
 def _only(found: tuple[NDArray[np.float64], NDArray[np.float64]]) -> list[float]:

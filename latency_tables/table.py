@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from latency_tables.correction import FEATURES, Correction, Quality
 from latency_tables.curves import Curves
 from latency_tables.entries import Anchor, Entry, Given, NetworkTiming
-from latency_tables.stopwatch import BUSY, Measurement
+from latency_tables.stopwatch import BUSY, Measurement, polished
 from search_spaces.architecture import Architecture
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.costs import Cost, Factor
@@ -46,8 +46,8 @@ class LatencyTable:
         space: the space whose architectures `estimate` takes.
         overhead: an empty network, the price of calling the runtime; None for a table that was not measured here.
         entries: per layer's key.
-        levels: a reference network, measured beside each chunk of layers or networks: a machine's level moves, and what was
-            measured at another level is brought to the middle one.
+        levels: a reference network, measured beside each chunk of layers: a machine's level moves, and entries measured at
+            another level are brought to the middle one.
         networks: whole networks, measured; empty while the table is unfinished.
         correction: from the sum of layers to the network; None while the table is unfinished.
         quality: errors on networks that the correction has not seen; None where there are none.
@@ -116,21 +116,31 @@ class LatencyTable:
         moved = middle / found.ms(self.clock)
         return moved if abs(moved - 1) > found.uncertainty(self.clock) else 1.0
 
+    @cached_property
+    def _chunk_factors(self) -> Mapping[int, float]:
+        """From each chunk of whole networks to the middle one: every network is in two, so they tell the levels apart."""
+        chunks = sorted({chunk for network in self.networks for chunk in network.chunks or ()})
+        logs = np.full((len(self.networks), len(chunks)), np.nan)
+        for row, network in zip(logs, self.networks, strict=True):
+            for chunk, timing in zip(network.chunks or (), (network.first, network.second), strict=False):
+                row[chunks.index(chunk)] = np.log(timing.ms(self.clock))
+        levels = polished(logs[np.isfinite(logs).any(axis=1)])[1] if chunks else np.zeros(0)
+        return dict(zip(chunks, np.exp(np.median(levels) - levels).tolist(), strict=True)) if chunks else {}
+
     def passes_ms(self, network: NetworkTiming) -> tuple[float, float]:
-        """The two times of a whole network, ms, at the table's level."""
-        first, second = network.levels or (None, None)
-        clock = self.clock
-        return self.level_factor(first) * network.first.ms(clock), self.level_factor(second) * network.second.ms(clock)
+        """The two times of a whole network, ms, at one level."""
+        first, second = (self._chunk_factors[chunk] for chunk in network.chunks) if network.chunks else (1.0, 1.0)
+        return first * network.first.ms(self.clock), second * network.second.ms(self.clock)
 
     def network_ms(self, network: NetworkTiming) -> float:
-        """The time of a whole network, ms: the mean of its two at the table's level."""
+        """The time of a whole network, ms: the mean of its two at one level."""
         return sum(self.passes_ms(network)) / 2
 
     @property
     def drift(self) -> float:
-        """How far the level moved while the table was measured: largest over smallest, minus 1; 0 where unknown."""
-        levels = [timing.ms(self.clock) for timing in self.levels]
-        return max(levels) / min(levels) - 1 if levels else 0.0
+        """How far the level moved among layers or among whole networks: largest over smallest, minus 1; 0 where unknown."""
+        levels = [timing.ms(self.clock) for timing in self.levels], list(self._chunk_factors.values())
+        return max(max(values) / min(values) - 1 if values else 0.0 for values in levels)
 
     def terms(self, *, corrected: bool = True) -> Correction:
         """The terms from a sum of layers to a latency; uncorrected: the call of the runtime is added, no more.

@@ -261,6 +261,26 @@ class DriftingDevice(FakeDevice):
         return DriftingRunner(**vars(super().load(model)))
 
 
+@dataclass
+class SwingingDevice(FakeDevice):
+    """Every call of `time` meets another level of the machine."""
+
+    levels: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def time(self, *given: Any, **named: Any) -> list[Measurement | Failure]:
+        self.speed = float(self.levels.uniform(1, 1.5))
+        return super().time(*given, **named)
+
+
+def test_a_level_that_swings_from_chunk_to_chunk_does_not_show_in_the_table() -> None:
+    table = run(SwingingDevice(), amount=Amount(20, 20))
+    archs = SPACE.sample(30, seed=1)
+    found = table.estimate(archs) / truth(FakeDevice(), SPACE, archs)
+    assert found.std() / found.mean() < 0.01
+    assert table.quality is not None
+    assert table.quality.noise.median < 1e-3 < table.drift
+
+
 def test_a_device_that_drifts_throughout_is_reported_and_its_table_is_right_all_the_same() -> None:
     device = DriftingDevice()
     table = run(device)
@@ -372,7 +392,7 @@ def test_a_table_of_an_older_format_is_read_and_estimates_the_same(tmp_path: Pat
             return [older(item) for item in part]
         if not isinstance(part, dict):
             return part
-        new = ["calm_ms", "calm_error", "cpu_calm_ms", "cpu_calm_error"]
+        new = ["calm_ms", "calm_error", "cpu_calm_ms", "cpu_calm_error", "chunks"]
         if version == 1:
             new += ["p95_ms", "low_ms", "high_ms", "level", "levels", "interpolated", "anchor", "residual", "learnt"]
         kept = {name: older(item) for name, item in part.items() if name not in new}
