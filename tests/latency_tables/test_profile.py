@@ -284,7 +284,7 @@ def test_a_level_that_swings_from_chunk_to_chunk_does_not_show_in_the_table() ->
 def test_a_device_that_drifts_throughout_is_reported_and_its_table_is_right_all_the_same() -> None:
     device = DriftingDevice()
     table = run(device)
-    assert 0.2 < table.drift < 2
+    assert table.drift > 0.1
     assert any("level moved by" in line and "nas profile --force" in line for line in table.warnings())
     archs = SPACE.sample(30, seed=1)
     found = table.estimate(archs) / truth(FakeDevice(), SPACE, archs)
