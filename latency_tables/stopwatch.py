@@ -116,27 +116,17 @@ class Measurement:
         return (self.cpu_calm_error if clock == "cpu" else self.calm_error) or 0.0
 
     @classmethod
-    def of(
-        cls, wall_ns: Sequence[float], cpu_ns: Sequence[float], runs_per_sample: int, calm: Sequence[float] | None = None
-    ) -> Measurement:
-        """From the times of whole samples, each of ``runs_per_sample`` runs.
-
-        Args:
-            calm: the time undisturbed and its relative error, ns, of the wall and the CPU clock, where others were timed in the
-                same rounds.
+    def of(cls, wall_ns: Sequence[float], cpu_ns: Sequence[float], runs_per_sample: int) -> Measurement:
+        """From the times of whole samples, each of ``runs_per_sample`` runs, where nothing else was timed in the same rounds.
 
         Raises:
             ValueError: times that no clock shows.
         """
-        if min(*wall_ns, *cpu_ns) <= 0:
-            raise ValueError("a run takes time on every clock")
-        scale = 1e-6 / runs_per_sample
-        p10, median, p90, p95 = (float(v) for v in np.quantile(wall_ns, [0.1, 0.5, 0.9, 0.95]) * scale)
-        low, high = (v * scale for v in interval(wall_ns))
-        wall, wall_error, cpu, cpu_error = calm or [*_only(undisturbed([wall_ns])), *_only(undisturbed([cpu_ns]))]
-        found = {"p95_ms": p95, "low_ms": low, "high_ms": high, "calm_error": wall_error, "cpu_calm_error": cpu_error}
-        found |= {"calm_ms": wall * scale, "cpu_calm_ms": cpu * scale}
-        return cls(median, p10, p90, float(np.median(cpu_ns) * scale), len(wall_ns), runs_per_sample, **found)
+        raw: Any = (wall_ns, cpu_ns, runs_per_sample)
+        (found,) = understood([raw])
+        if isinstance(found, Failure):
+            raise ValueError(found.reason)
+        return found
 
     @classmethod
     def from_dict(cls, value: Any) -> Measurement:
@@ -192,19 +182,43 @@ def measure(
 
 def understood(timed: Sequence[Raw | str]) -> list[Measurement | Failure]:
     """What `standalone.timing.time_runs` gave; a failure, too, where a clock makes no sense."""
-    found: list[Measurement | Failure | None] = [Failure(raw) if isinstance(raw, str) else None for raw in timed]
+    found: dict[int, Measurement | Failure] = {}
     sound: dict[int, Raw] = {}
     for index, raw in enumerate(timed):
-        if not isinstance(raw, str):
-            if min(*raw[0], *raw[1], raw[2]) > 0:
-                sound[index] = raw
-            else:
-                found[index] = Failure("its clock makes no sense: a run took no time, or less")
+        if isinstance(raw, str):
+            found[index] = Failure(raw)
+        elif min(*raw[0], *raw[1], raw[2]) <= 0:
+            found[index] = Failure("its clock makes no sense: a run took no time, or less")
+        else:
+            sound[index] = raw
     if sound:
-        calm = [undisturbed(clock) for clock in ([raw[0] for raw in sound.values()], [raw[1] for raw in sound.values()])]
-        for row, (index, raw) in enumerate(sound.items()):
-            found[index] = Measurement.of(*raw, [float(values[row]) for times in calm for values in times])
-    return [one for one in found if one is not None]
+        wall, cpu = undisturbed([raw[0] for raw in sound.values()]), undisturbed([raw[1] for raw in sound.values()])
+        for index, raw, *calm in zip(sound, sound.values(), *wall, *cpu, strict=True):
+            found[index] = _measurement(raw, *map(float, calm))
+    return [found[index] for index in range(len(timed))]
+
+
+def _measurement(raw: Raw, calm: float, calm_error: float, cpu_calm: float, cpu_calm_error: float) -> Measurement:
+    """From samples, and what is undisturbed of them, ns."""
+    wall_ns, cpu_ns, runs = raw
+    scale = 1e-6 / runs
+    p10, median, p90, p95 = (float(v) for v in np.quantile(wall_ns, [0.1, 0.5, 0.9, 0.95]) * scale)
+    low, high = interval(wall_ns)
+    return Measurement(
+        median_ms=median,
+        p10_ms=p10,
+        p90_ms=p90,
+        p95_ms=p95,
+        low_ms=low * scale,
+        high_ms=high * scale,
+        cpu_median_ms=float(np.median(cpu_ns)) * scale,
+        calm_ms=calm * scale,
+        calm_error=calm_error,
+        cpu_calm_ms=cpu_calm * scale,
+        cpu_calm_error=cpu_calm_error,
+        samples=len(wall_ns),
+        runs_per_sample=runs,
+    )
 
 
 def undisturbed(samples: Sequence[Sequence[float]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -237,7 +251,3 @@ def polished(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
         if np.abs(columns - before).max() < STILL:
             break
     return rows, columns
-
-
-def _only(found: tuple[NDArray[np.float64], NDArray[np.float64]]) -> list[float]:
-    return [float(values[0]) for values in found]
