@@ -82,7 +82,7 @@ def machine(devices: list[str], held_out: int, tables: Path) -> None:
     print(f"{'device':<30}{'layers':>7}{'s':>7}  {'estimate':<20}{errors}")
     for device in devices:
         spent = Stretches()
-        table = nas.profile(space, device=device, held_out=held_out, out=tables, force=True, progress=spent)
+        table = nas.profile(space, device=device, held_out=held_out, out=tables, progress=spent)
         seconds = spent.seconds["timing layers"]
         quality = table.quality
         rows = {"corrected": quality.corrected, "plain sum": quality.plain, "MACs and an offset": quality.baseline}
@@ -121,7 +121,7 @@ def sizes(held_out: int, tables: Path) -> None:
     space = nas.space("ofa-mobilenet-v3")
     path = tables / "sizes.json"
     start = time.perf_counter()
-    table = nas.profile(space, resolutions=7, held_out=held_out, out=path, force=True)
+    table = nas.profile(space, resolutions=7, held_out=held_out, out=path)
     seconds = time.perf_counter() - start
     told, e, noise = table.conditions["interpolation_error"], table.quality.corrected, table.quality.noise
     counts = f"{len(table.entries)} layers measured, {len(table.interpolated)} interpolated"
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", default=list(DEVICES), help="for machine")
     parser.add_argument("--busy", action="store_true", help="beside a process that computes on the same core; machine, sizes")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="whole networks to judge on; machine, sizes")
-    parser.add_argument("--tables", type=Path, help="folder that keeps the tables; machine, sizes")
+    parser.add_argument("--tables", type=Path, help="folder that keeps the tables, to go on where a run ended; machine, sizes")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="names or parts of names of rows, for predictors: set/device/n"
     )
