@@ -17,6 +17,7 @@ import numpy as np
 from latency_tables.device import Candidate, LocalDevice, Options
 from latency_tables.kit import SCRIPT, Kit, KitWriter, read_kit, read_results
 from latency_tables.profiling import Amount, Writer, profile
+from latency_tables.standalone.runtime import PRECISIONS, PROVIDERS
 from latency_tables.stopwatch import Failure, Measurement, Plan
 from search_spaces import from_dict
 from search_spaces.errors import UserError
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from latency_tables.table import LatencyTable
 
 __all__ = ["import_kit", "kit_space", "make_kit"]
-
-KINDS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt")
-PRECISIONS = ("fp32", "int8")
 
 
 @dataclass(frozen=True)
@@ -108,12 +106,14 @@ def make_kit(
     options, plan = options or Options(), plan or Plan()
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty", allowed="A new folder for a kit", next_step="Choose another one with --out")
-    if kind not in KINDS:
-        raise UserError(f"a kit for '{kind}'", allowed=f"A kit runs: {', '.join(KINDS)}", next_step="Choose one with --device")
+    if kind not in PROVIDERS:
+        raise UserError(
+            f"a kit for '{kind}'", allowed=f"A kit runs: {', '.join(PROVIDERS)}", next_step="Choose one with --device"
+        )
     # Nothing is measured yet that could tell the fast from the slow.
     amount = dataclasses.replace(amount or Amount(), by_work=True)
     kit_writer = KitWriter(folder, kind, options, plan, seed)
-    recorder = _Recorder(kind, options, PRECISIONS, writer=kit_writer)
+    recorder = _Recorder(kind, options, PRECISIONS[kind], writer=kit_writer)
     profile(space, recorder, writer=writer, seed=seed, amount=amount, plan=plan)
     return kit_writer.finish({"space": space.to_dict(), "seed": seed, "amount": dataclasses.asdict(amount)})
 
@@ -145,7 +145,7 @@ def import_kit(
     kit = read_kit(folder)
     again = f"Run the kit there to its end: python3 {SCRIPT}, and bring results.json back"
     facts, found = read_results(results or folder / "results.json", kit, again=again)
-    device = _Replay(kit.device, kit.options, PRECISIONS, place=name, facts=facts, kit=kit, found=found)
+    device = _Replay(kit.device, kit.options, PRECISIONS[kit.device], place=name, facts=facts, kit=kit, found=found)
     amount = Amount(**kit.about["amount"])
     table = profile(space or kit_space(folder), device, seed=int(kit.about["seed"]), amount=amount, plan=kit.plan)
     if out is not None:
