@@ -162,7 +162,9 @@ class Bench:
         row = run.space.to_array(arch)[0]
         kept = {gene.name: [gene.options[index]] for gene, index in zip(run.space.genes, row, strict=True)}
         tuned = nas.Supernet(run.space.restrict(kept))
-        tuned.load_state_dict(load_tensors(Path(self.record["done"][f"finetune {name}"]), "finetuned", 1, make="this script")[0])
+        tuned.load_state_dict(
+            load_tensors(Path(self.record["done"][f"finetune {name}"]), "finetuned", 1, make="this script")[0]
+        )
         self.write(f"{name}-tuned", tuned, arch, run.data())
 
     def twins(self) -> None:
@@ -206,7 +208,7 @@ class Bench:
         files = sorted((self.folder / "files").glob("*.onnx"))
         if self.given.again:
             self.record["done"].pop("verify", None)
-        self.once("verify", lambda: nas.compare(self.run, *files, force=True, **{"seed": self.given.seed}).to_dict())
+        self.once("verify", lambda: nas.compare(self.run, *files, force=True, seed=self.given.seed).to_dict())
 
 
 def show(record: dict[str, Any]) -> None:
@@ -232,7 +234,9 @@ def show(record: dict[str, Any]) -> None:
 def headline(front: Sequence[dict[str, Any]], static: Sequence[dict[str, Any]]) -> None:
     """Every static network against the front: the fastest at its accuracy, and the best within its latency."""
     print(f"\n{'against':<20}{'accuracy':>9}{'ms':>9}{'fastest at least as good':>26}{'best at most as slow':>22}")
-    for row in sorted((row for row in static if not row["id"].split("-")[1].startswith("sh")), key=lambda row: row["latency_ms"]):
+    for row in sorted(
+        (row for row in static if not row["id"].split("-")[1].startswith("sh")), key=lambda row: row["latency_ms"]
+    ):
         good = [point["latency_ms"] for point in front if point["accuracy"] >= row["accuracy"]]
         quick = [point["accuracy"] for point in front if point["latency_ms"] <= row["latency_ms"]]
         speed = f"{row['latency_ms'] / min(good):.2f}x" if good else "none"
