@@ -27,14 +27,14 @@ from supernets import Interrupted, calibrated, load_tensors, resolution_of
 WIDTH, IMAGE = 0.5, 28  # of the space small-mobilenet
 PICKS = ("smallest", "median", "largest")
 BASELINES = [  # family, width, strides taken off, beginning with the stem's
-    ("small", 0.25, 2),
     ("small", 0.5, 2),
-    ("small", 0.5, 1),
-    ("small", 1.0, 1),
+    ("small", 0.25, 2),
     ("large", 0.25, 2),
-    ("large", 0.5, 1),
+    ("small", 0.5, 1),
     ("small", 1.0, 2),
     ("large", 0.5, 2),
+    ("large", 0.5, 1),
+    ("small", 1.0, 1),
 ]
 
 
@@ -250,12 +250,12 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist", help="as of nas.load_data; cifar10:PATH ...")
     parser.add_argument("--out", required=True, help="folder; run again with the same one to go on")
     parser.add_argument("--minutes", type=float, default=7.0, help="after which it stops")
-    parser.add_argument("--epochs", type=float, default=2.0, help="of the supernet, and of every network alone")
+    parser.add_argument("--epochs", type=float, default=1.0, help="of the supernet, and of every network alone")
     parser.add_argument("--finetune-epochs", type=float, default=0.5, help="more, of every network")
     parser.add_argument("--recipe", default="quick", help="of the supernet")
     parser.add_argument("--samples", type=int, default=40, help="scored subnets to learn from")
     parser.add_argument("--scores", type=int, default=80, help="scored subnets in all")
-    parser.add_argument("--points", type=int, default=8, help="networks on the front")
+    parser.add_argument("--points", type=int, default=6, help="networks on the front")
     parser.add_argument("--baselines", type=int, default=len(BASELINES), help="torchvision networks: the first so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
