@@ -198,7 +198,7 @@ class Bench:
         seed: dict[str, Any] = {"seed": self.given.seed}
         self.once("profile", lambda: nas.profile(self.space, out=self.run.path, **seed) and True)
         budget: dict[str, Any] = {"samples": self.given.samples, "budget": self.given.scores, "points": self.given.points}
-        self.once("search", lambda: [p.arch.id for p in nas.search(self.run, images=2000, force=True, **budget, **seed)])
+        self.once("search", lambda: [p.arch.id for p in nas.search(self.run, images=1000, force=True, **budget, **seed)])
         for number, name in enumerate(self.record["done"]["search"]):
             self.finetune(self.run, name, f"front {number}")
         self.once("export", lambda: len(nas.export(self.run)))
@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--finetune-epochs", type=float, default=0.5, help="more, of every network")
     parser.add_argument("--recipe", default="quick", help="of the supernet")
     parser.add_argument("--samples", type=int, default=40, help="scored subnets to learn from")
-    parser.add_argument("--scores", type=int, default=80, help="scored subnets in all")
+    parser.add_argument("--scores", type=int, default=60, help="scored subnets in all")
     parser.add_argument("--points", type=int, default=6, help="networks on the front")
     parser.add_argument("--baselines", type=int, default=len(BASELINES), help="torchvision networks: the first so many")
     parser.add_argument("--seed", type=int, default=0)
