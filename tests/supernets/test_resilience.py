@@ -183,7 +183,9 @@ def test_two_processes_are_one_with_the_batch_in_two_parts(data: ImageData, tmp_
 
 
 def test_two_processes_with_common_statistics_are_one_with_the_whole_batch(data: ImageData, tmp_path: Path) -> None:
-    recipe = replace(RECIPE, norm="batch", epochs=0.1, ema=0.0, sandwich=True, phases={"all": PhaseSettings(lr=0.02)})
+    recipe = replace(
+        RECIPE, norm="batch", epochs=0.05, ema=0.0, sandwich=True, phases={"all": PhaseSettings(lr=0.02)}
+    )  # a step
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
