@@ -10,6 +10,7 @@ It does one piece after the other, stops after so many minutes (trainings in the
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -263,6 +264,13 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     bench = Bench(given, time.monotonic() + 60 * given.minutes)
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    lock = (bench.folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("another one is at work there; run the same command to go on")
+        return
     try:
         for part in (bench.supernet, bench.twins, bench.front, bench.baselines, bench.verify):
             part()
