@@ -13,6 +13,7 @@ from nas.recipes import load_recipe
 from nas.runs import Run
 from search_spaces.artifacts import atomic_path, read_json, write_json
 from search_spaces.progress import Progress
+from search_spaces.records import member, reading, record
 from supernets import Supernet, calibrated, resolution_of, train
 
 __all__ = ["BASELINE_VERSION", "Baseline", "read_baselines", "train_largest_alone"]
@@ -71,5 +72,9 @@ def read_baselines(run: Run) -> list[Baseline]:
 
 
 def _read(path: Path) -> Baseline:
-    value = read_json(path, "baseline", BASELINE_VERSION, make=f"nas demo --out {path.parent.parent}")
-    return Baseline(**{name: value[name] for name in Baseline.__dataclass_fields__ if name in value})
+    make = f"nas demo --out {path.parent.parent}"
+    value = read_json(path, "baseline", BASELINE_VERSION, make=make)
+    with reading(path, allowed="The record as nas demo or nas compare writes it", next_step=f"Remove it and run: {make}"):
+        baseline = record(Baseline, value)
+        member(path.parent.parent, baseline.file)
+    return baseline

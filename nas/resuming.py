@@ -11,6 +11,7 @@ from nas.api.defaults import DEFAULT_DEVICE
 from nas.objectives import OF_DEVICES, kind_of
 from nas.pareto import ParetoFront
 from search_spaces.errors import UserError
+from search_spaces.records import reading, record
 
 __all__ = ["Request", "wanted"]
 
@@ -35,6 +36,15 @@ class Request:
             "objectives": None if self.objectives is None else list(self.objectives),
             "limits": {name: list(bound) if isinstance(bound, tuple) else bound for name, bound in self.limits.items()},
         }
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A request as JSON has it."""
+
+    devices: list[str]
+    objectives: list[str] | None
+    limits: dict[str, Any]
 
 
 def wanted(
@@ -72,8 +82,9 @@ def _of(path: Path) -> Request:
     front = ParetoFront.load(path)
     request = front.records.get("request")
     if request is not None:
-        objectives = request["objectives"]
-        return Request(tuple(request["devices"]), None if objectives is None else tuple(objectives), dict(request["limits"]))
+        with reading(path, allowed="The file as nas search writes it", next_step="Search anew with --force"):
+            found = record(_Stored, request)
+        return Request(tuple(found.devices), None if found.objectives is None else tuple(found.objectives), found.limits)
     device = str(front.provenance.get("device", DEFAULT_DEVICE))
     return Request((device,), tuple(front.objectives), _named(front.limits, device))
 

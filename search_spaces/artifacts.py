@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.errors import UserError
+from search_spaces.records import parse_json, reading
 
 __all__ = ["atomic_path", "file_hash", "first_difference", "made_by", "read_json", "value_hash", "write_json"]
 
@@ -94,22 +95,18 @@ def read_json(path: Path, kind: str, version: int, *, make: str) -> dict[str, An
     allowed = f"A {kind} file, format version 1 to {version}, is needed"
     if not path.is_file():
         raise UserError(f"{path} does not exist", allowed=allowed, next_step=f"Make it with: {make}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged ({error})", allowed=allowed, next_step=f"Restore it from a copy, or remove it and run: {make}"
-        ) from None
+    with reading(path, allowed=allowed, next_step=f"Restore it from a copy, or remove it and run: {make}"):
+        value = parse_json(path)
     found = value.get("kind") if isinstance(value, dict) else type(value).__name__
     if found != kind:
-        raise UserError(f"{path} holds '{found}'", allowed=allowed, next_step=f"Make one with: {make}")
+        raise UserError(f"{path} holds '{found!s:.60}'", allowed=allowed, next_step=f"Make one with: {make}")
     number = value.get("version")
-    if not isinstance(number, int) or number < 1:
-        raise UserError(f"{path} has format version {number!r}", allowed=allowed, next_step=f"Make it anew with: {make}")
+    if type(number) is not int or number < 1:
+        raise UserError(f"{path} has format version {number!r:.60}", allowed=allowed, next_step=f"Make it anew with: {make}")
     if number > version:
         raise UserError(
-            f"{path} has format version {number}, made by {value.get('made_by')}",
+            f"{path} has format version {number}, made by {value.get('made_by')!s:.60}",
             allowed=allowed,
-            next_step=f"Install that version: pip install --upgrade '{str(value.get('made_by')).replace(' ', '>=')}'",
+            next_step=f"Install that version: pip install --upgrade '{str(value.get('made_by')).replace(' ', '>='):.60}'",
         )
     return dict(value)
