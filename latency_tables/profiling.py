@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -18,6 +19,7 @@ from latency_tables.onnx_graph import build_onnx, empty_onnx
 from latency_tables.stopwatch import Failure, Measurement, Plan
 from latency_tables.table import CHAIN, Entry, Given, LatencyTable, NetworkTiming
 from search_spaces.architecture import Architecture
+from search_spaces.artifacts import locked
 from search_spaces.errors import UserError
 from search_spaces.layers import Layer
 from search_spaces.progress import SILENT, Progress
@@ -112,21 +114,27 @@ def profile(
     """
     made_by, amount, plan = writer or LayerWriter(space), amount or Amount(), plan or Plan()
     job = _Job(space, device, out, made_by, np.random.default_rng(seed), plan, progress)
-    found = None if force or out is None or not out.exists() else _existing(out, space, device)
     wanted = measured_part(space, amount.resolutions).layers() if like is None else []
-    known = set() if found is None else {*found.entries, *found.interpolated}
-    missing = [layer for layer in wanted if layer.key not in known]
+
+    def known() -> tuple[LatencyTable | None, list[Layer]]:
+        found = None if force or out is None or not out.exists() else _existing(out, space, device)
+        keys = set() if found is None else {*found.entries, *found.interpolated}
+        return found, [layer for layer in wanted if layer.key not in keys]
+
+    found, missing = known()
     if found is not None and found.correction is not None and found.covers(space) and not missing:
         return _at_present_level(found, job, writer or LayerWriter(found.space), now()).bind(space)
-    table = job.resume(found) if found else job.begin()
-    table = _interpolated(job.layers(table, missing)) if like is None else _taken(table, like)
-    # A generator of its own: a resumed profile chooses the same networks.
-    cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
-    rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, np.random.default_rng([seed, 1]))
-    timed = replace(table, networks=job.networks(space.from_array(rows), held_out), level_at=now())
-    table = finish(timed, single=device.threads == 1)
-    if out is not None:
-        table.save(out)
+    with nullcontext() if out is None else locked(out, doing="measuring for"):
+        found, missing = known()  # another process may have gone on in between
+        table = job.resume(found) if found else job.begin()
+        table = _interpolated(job.layers(table, missing)) if like is None else _taken(table, like)
+        # A generator of its own: a resumed profile chooses the same networks.
+        cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
+        rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, np.random.default_rng([seed, 1]))
+        timed = replace(table, networks=job.networks(space.from_array(rows), held_out), level_at=now())
+        table = finish(timed, single=device.threads == 1)
+        if out is not None:
+            table.save(out)
     for line in table.warnings():
         progress.say(line)
     return table

@@ -11,7 +11,7 @@ import onnx
 from nas.exporting import onnx_model
 from nas.recipes import load_recipe
 from nas.runs import Run
-from search_spaces.artifacts import atomic_path, read_json, write_json
+from search_spaces.artifacts import atomic_path, locked, read_json, write_json
 from search_spaces.progress import Progress
 from search_spaces.records import member, reading, record
 from supernets import Supernet, calibrated, resolution_of, train
@@ -52,9 +52,10 @@ def train_largest_alone(run: Run, *, epochs: float, progress: Progress, stop: Ca
     alone = Supernet(run.space.restrict({gene.name: [gene.options[-1]] for gene in run.space.genes}), seed=run.settings["seed"])
     recipe = load_recipe("single", epochs=epochs)
     checkpoint = folder / f"{name}.safetensors"
-    trained = train(
-        alone, data, recipe, checkpoint=checkpoint, seed=run.settings["seed"], progress=progress, stop=stop, label="alone"
-    )
+    with locked(checkpoint, doing="training"):
+        trained = train(
+            alone, data, recipe, checkpoint=checkpoint, seed=run.settings["seed"], progress=progress, stop=stop, label="alone"
+        )
     resolution = resolution_of(largest, data)
     network = calibrated(alone, largest, data, seed=run.settings["seed"])
     model = onnx_model(network, data.test.batch([0, 1], resolution), {"space": run.space.key})

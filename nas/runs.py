@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import search_spaces
 from search_spaces import ElasticSpace, SearchSpace
-from search_spaces.artifacts import first_difference, read_json, value_hash, write_json
+from search_spaces.artifacts import LOCK, PARTIAL, first_difference, locked, read_json, value_hash, write_json
 from search_spaces.errors import UserError
 from search_spaces.records import reading, record
 from supernets.recipe import Recipe
@@ -109,14 +109,16 @@ class Run:
                         next_step="Choose another folder with --out, or give the run's own settings",
                     )
             return run._with(space)
-        if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {"tables"}):
+        if folder.exists() and not _is_free(folder):
             raise UserError(
                 f"{folder} exists and is not a run",
                 allowed="A new or empty folder",
                 next_step="Choose another one with --out",
             )
-        write_json(folder / "run.json", "run", RUN_VERSION, settings)
-        return cls(folder, settings)._with(space)
+        with locked(folder / "run.json", doing="making"):
+            if not (folder / "run.json").exists():
+                write_json(folder / "run.json", "run", RUN_VERSION, settings)
+        return cls.create(folder, settings, space=space)  # it may be what another process has just made
 
     # ---- files ----
 
@@ -214,6 +216,12 @@ class Run:
                 f"{self.path} is not trained to the end", allowed="A finished supernet", next_step=f"Resume it with: {make}"
             )
         return make
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a run may be made in a folder: it holds nothing but tables and what a killed process left."""
+    names = {path.name for path in folder.iterdir()} - {"tables"} if folder.is_dir() else {""}
+    return all(name.startswith(".") and (name.startswith(PARTIAL) or name.endswith(LOCK)) for name in names)
 
 
 @dataclass(frozen=True)

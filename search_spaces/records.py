@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -21,6 +22,7 @@ Made = TypeVar("Made")
 MOST_BYTES = 64 << 20  # of a JSON or text file; a table of ten thousand layers has about ten
 MOST_TOML_BYTES = 1 << 20
 SHOWN = 300  # characters of what a parser said
+_HALF_A_PAIR = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")  # of the codes for a character beyond 16 bits
 # What parsers and constructors raise for values that they were not made for.
 _BROKEN = (
     LookupError,
@@ -49,17 +51,22 @@ def reading(path: Path | str, *, allowed: str, next_step: str) -> Iterator[None]
         raise UserError(f"{path} is damaged ({why:.{SHOWN}})", allowed=allowed, next_step=next_step) from None
 
 
-def parse_json(path: Path) -> Any:
-    """The value in a JSON file. NaN, infinities and numbers beyond a double are refused: absent is absent.
+def parse_json(source: Path | str) -> Any:
+    """The value in a JSON file or text. NaN, infinities, numbers beyond a double and broken characters are refused.
 
     Raises:
-        ValueError: not JSON, too large, or a number that is none.
+        ValueError: not JSON, too large, or what is said above.
         RecursionError: nested too deeply.
     """
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise ValueError(f"{size} bytes are more than the {MOST_BYTES} that such a file can have")
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_number)
+    if isinstance(source, Path):
+        size = source.stat().st_size
+        if size > MOST_BYTES:
+            raise ValueError(f"{size} bytes are more than the {MOST_BYTES} that such a file can have")
+        source = source.read_text(encoding="utf-8")
+    value = json.loads(source, parse_constant=_no_number, parse_float=_number)
+    if _HALF_A_PAIR.search(source):
+        json.dumps(value, ensure_ascii=False).encode()  # fails where the other half is missing
+    return value
 
 
 def parse_toml(path: Path) -> dict[str, Any]:

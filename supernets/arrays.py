@@ -93,6 +93,8 @@ def read_arrays(path: Path) -> Arrays:
             check_unpacked(sum(part.file_size for part in packed.infolist()), packed=path.stat().st_size)
         with np.load(path, allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files}
+            if odd := [name for name, value in found.items() if not isinstance(value, np.ndarray)]:
+                raise ValueError(f"'{odd[0]}' is not an array")
     except Exception as error:  # noqa: BLE001 (a damaged archive raises whatever the reader happens to come across)
         raise _bad(path, f"cannot be read ({error!s:.300})") from None
     parts = {part: (f"x{end}", f"y{end}") for part, end in zip(PARTS, ("", "_val", "_test"), strict=True)}

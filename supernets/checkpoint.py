@@ -15,6 +15,7 @@ from torch import Tensor
 
 from search_spaces.artifacts import atomic_path, made_by, value_hash
 from search_spaces.errors import UserError
+from search_spaces.records import parse_json
 
 __all__ = ["load_tensors", "save_tensors"]
 
@@ -54,7 +55,7 @@ def load_tensors(path: Path, kind: str, version: int, *, make: str) -> tuple[dic
         raise UserError(f"{path} does not exist", allowed=allowed, next_step=f"Make it with: {make}")
     try:
         with safe_open(path, framework="pt") as stream:
-            header = json.loads((stream.metadata() or {})["hwnas"])
+            header = parse_json((stream.metadata() or {})["hwnas"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         found, number, checksum = header["kind"], header["version"], header["checksum"]
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OSError, MemoryError) as error:

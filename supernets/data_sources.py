@@ -215,15 +215,13 @@ def _cifar_binary(kind: str, folder: Path, names_file: str, files: dict[str, lis
     if labels.max() >= classes:
         raise _damaged(folder, f"label {labels.max()} in a set of {classes} classes")
     meta = folder / names_file
-    names = (
-        meta.read_text(encoding="utf-8", errors="replace").split()
-        if meta.is_file()
-        else [str(label) for label in range(classes)]
-    )
+    names = [str(label) for label in range(classes)]
+    if meta.is_file():
+        names = meta.read_text(encoding="utf-8", errors="replace").split()[:classes]
+        if len(set(names)) != classes:
+            raise _damaged(meta, f"it names {len(set(names))} classes, not {classes}")
     images = table[:, head:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return _stored(
-        kind.lower(), images, labels, np.concatenate(part), hold_out={"val": 0.1}, class_names=names[:classes], flip=True
-    )
+    return _stored(kind.lower(), images, labels, np.concatenate(part), hold_out={"val": 0.1}, class_names=names, flip=True)
 
 
 def _cifar_python(kind: str, path: Path) -> ImagePool:

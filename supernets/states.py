@@ -11,6 +11,7 @@ from torch import Tensor
 
 from search_spaces.artifacts import atomic_path, first_difference, value_hash
 from search_spaces.errors import UserError
+from search_spaces.records import reading
 from supernets.checkpoint import load_tensors, save_tensors
 from supernets.recipe import Recipe
 
@@ -72,14 +73,15 @@ class CheckpointFile:
         path = self._good if good else self.path
         assert path is not None
         tensors, meta = load_tensors(path, KIND, CHECKPOINT_VERSION, make="nas train-supernet")
-        self._same_run(path, meta)
-        losses = tensors.pop("losses")
-        groups: Groups = {group: {} for group in GROUPS}
-        for label, tensor in tensors.items():
-            group, name = label.split(".", 1)
-            if group == "momentum":
-                group, name = "optimiser", f"momentum_buffer.{name}"
-            groups[group][name] = tensor
+        with reading(path, allowed="A state as training saves it", next_step="Restore it from a copy, or train anew"):
+            self._same_run(path, meta)
+            losses = tensors.pop("losses")
+            groups: Groups = {group: {} for group in GROUPS}
+            for label, tensor in tensors.items():
+                group, name = label.split(".", 1)
+                if group == "momentum":
+                    group, name = "optimiser", f"momentum_buffer.{name}"
+                groups[group][name] = tensor
         return groups, losses, meta
 
     def _same_run(self, path: Path, meta: dict[str, Any]) -> None:

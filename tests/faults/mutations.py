@@ -97,7 +97,9 @@ def damaged_json(value: Any, rng: random.Random) -> Any:
             parent[key] = hostile_value(rng)
         else:
             number = parent[key]
-            parent[key] = rng.choice((-number, number * 1000 if abs(number) < 1e100 else 0, str(number), [number], 0, number + 1))
+            parent[key] = rng.choice(
+                (-number, number * 1000 if abs(number) < 1e100 else 0, str(number), [number], 0, number + 1)
+            )
     return found
 
 
@@ -135,7 +137,9 @@ def damaged_bytes(content: bytes, rng: random.Random) -> bytes:
         other = rng.randrange(size)
         data[start : start + length] = data[other : other + length]
     elif action == 7:
-        return rng.choice((b"", b"\0" * 100, rng.randbytes(200), b"PK\x03\x04", b"[]", b"{}", b"\x80\x04.", bytes(data) + bytes(data)))
+        return rng.choice(
+            (b"", b"\0" * 100, rng.randbytes(200), b"PK\x03\x04", b"[]", b"{}", b"\x80\x04.", bytes(data) + bytes(data))
+        )
     else:
         # Lengths and offsets stand at the beginning of most formats.
         at = rng.randrange(min(64, size))

@@ -70,7 +70,7 @@ def _searched(run: Run) -> None:
     archive.enqueue(run.space.sample(3, seed=9), images=50, proposed=True)
     # The table is used as it lies there: its device's name says what it is, nothing is measured.
     run.table("desk").write_text(run.table(DEVICE).read_text().replace(f'"device": "{DEVICE}"', '"device": "desk"'))
-    front = nas.search(run, device="desk", samples=10, points=3, generations=5, predictor="ridge")
+    front = nas.search(run, device="desk", samples=20, points=3, generations=5, predictor="ridge")
     front = replace(front, provenance={**front.provenance, "device": DEVICE}, parts={"desk": replace(front, records={})})
     front.save(run.file("front.json"))
 
@@ -99,7 +99,10 @@ def _beside(folder: Path, run: Run) -> None:
     archs = SPACE.sample(16, seed=2)
     predictor.fit(archs, np.linspace(0.3, 0.9, 16)).save(folder / "predictor.json")
     choices: dict[str, Any] = {
-        "depth": Choice((1, 2), 2, (None, ("width", (8,)))), "width": [4, 8], "mode": ["a", "b"], "share": [0.5, 1.0]
+        "depth": Choice((1, 2), 2, (None, ("width", (8,)))),
+        "width": [4, 8],
+        "mode": ["a", "b"],
+        "share": [0.5, 1.0],
     }
     space = SearchSpace(choices, name="cells", parameters={"size": 3})
     (folder / "space.json").write_text(json.dumps(space.to_dict(), indent=1))
@@ -119,7 +122,9 @@ def _beside(folder: Path, run: Run) -> None:
     rows = [(layer.key, made.layer_ms(layer)) for layer in SPACE.layers()]
     (folder / "table.csv").write_text("layer,ms\n" + "".join(f'"{key}",{ms!r}\n' for key, ms in rows))
     (folder / "lookup.yaml").write_text(
-        "".join(f"expanded_conv-input:{n}x{n}x8-se:1-hs:1:\n  count: 10\n  mean: 0.{n}\n  std: 0.01\n" for n in range(1, CSV_ROWS))
+        "".join(
+            f"expanded_conv-input:{n}x{n}x8-se:1-hs:1:\n  count: 10\n  mean: 0.{n}\n  std: 0.01\n" for n in range(1, CSV_ROWS)
+        )
     )
 
 
