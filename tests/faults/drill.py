@@ -29,11 +29,11 @@ from nas.runs import Run
 from nas.verification import Verification
 from search_spaces.artifacts import PARTIAL, file_hash, read_json
 from supernets import load_tensors
+from tests.faults.killing import Killer
 
 __all__ = ["VERBS", "Drill", "Outcome", "Verb", "main"]
 
 LIMIT_S = 300.0
-FILE_EVENTS = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "tempfile.mkdtemp"})
 DEVICE = "simulated"
 PRELOADED = (
     "torch",
@@ -203,7 +203,7 @@ _TRAIN = (
     "2",
 )
 VERBS: tuple[Verb, ...] = (
-    Verb("train-supernet", tuple(_TRAIN.split()), _phases, _weights, "nothing"),
+    Verb("train-supernet", _TRAIN, _phases, _weights, "nothing"),
     Verb("profile, simulated", ("profile", "{}", "--device", DEVICE), _entries, _estimates, "train-supernet"),
     Verb("score", ("score", "{}", "--n", "24"), _by_id, _scores, "profile, simulated"),
     Verb(
@@ -220,28 +220,6 @@ VERBS: tuple[Verb, ...] = (
 
 
 # ---- running and killing ---------------------------------------------------------------------------------------------
-
-
-class Killer:
-    """In the child: an audit hook that counts operations on files in a folder, and kills the process at one of them."""
-
-    def __init__(self, folder: Path, at: int | None) -> None:
-        self.folder, self.at, self.count = str(folder), at, 0
-        sys.addaudithook(self._hook)
-
-    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open":
-            if not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                return
-        elif event not in FILE_EVENTS:
-            return
-        if not arguments or not isinstance(arguments[0], str | bytes | os.PathLike):
-            return
-        if not os.fsdecode(arguments[0]).startswith(self.folder):
-            return
-        self.count += 1
-        if self.count == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _child(words: Sequence[str], folder: Path, at: int | None, log: Path) -> None:
