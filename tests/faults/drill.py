@@ -200,7 +200,7 @@ _TRAIN = (
     "--recipe",
     "quick",
     "--epochs",
-    "2",
+    "1",
 )
 VERBS: tuple[Verb, ...] = (
     Verb("train-supernet", _TRAIN, _phases, _weights, "nothing"),

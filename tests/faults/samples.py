@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from tests.nas.tiny import table
 __all__ = ["SPACE", "make_samples"]
 
 SPACE = search_spaces.build("small-mobilenet", width=0.25, resolution=[16], channels=1, classes=4).restrict(
-    kernel=[3], depth=[1, 2], expand=[2, 4]
+    kernel=[3, 5], depth=[1], expand=[2, 4]
 )
 DEVICE = "onnxruntime-cpu"
 CSV_ROWS = 12
@@ -106,7 +108,7 @@ def _beside(folder: Path, run: Run) -> None:
     }
     space = SearchSpace(choices, name="cells", parameters={"size": 3})
     (folder / "space.json").write_text(json.dumps(space.to_dict(), indent=1))
-    make_kit(SPACE.restrict(depth=[1]), folder / "kit", amount=Amount(4, 3), plan=Plan(rounds=3, least=3, warmup=1))
+    make_kit(SPACE.restrict(kernel=[3]), folder / "kit", amount=Amount(4, 3), plan=Plan(rounds=3, least=3, warmup=1))
     _results(folder / "kit")
     weights = run.supernet().extract(SPACE.largest).state_dict()
     torch.save({"state_dict": weights}, folder / "pretrained.pt")
@@ -169,8 +171,6 @@ def _zip(path: Path, content: bytes) -> None:
 
 
 def _parquet(folder: Path, pixels: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> None:
-    import io
-
     try:
         import pyarrow
         from pyarrow import parquet
@@ -184,3 +184,7 @@ def _parquet(folder: Path, pixels: np.ndarray[Any, Any], labels: np.ndarray[Any,
     (folder / "tables").mkdir()
     rows = pyarrow.table({"image": encoded, "label": labels})
     parquet.write_table(rows, folder / "tables" / "photos_train.parquet")
+
+
+if __name__ == "__main__":  # the samples that tests/formats keeps of a version
+    make_samples(Path(sys.argv[1]))
