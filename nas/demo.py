@@ -13,6 +13,7 @@ from nas.exporting import exports_summary
 from nas.pareto import ParetoFront
 from nas.runs import Run
 from nas.verification import Verification
+from search_spaces import SearchSpace
 from search_spaces.artifacts import read_json
 from search_spaces.progress import SILENT, Progress
 from supernets import ImageData, Supernet, load_data
@@ -22,11 +23,13 @@ __all__ = ["Budget", "DemoResult", "run_demo"]
 
 @dataclass(frozen=True)
 class Budget:
-    """What a demo may spend; the default takes five to six minutes on two cores.
+    """What a demo may spend; the default takes four to six minutes on two cores.
 
     Attributes:
         macs: multiply-accumulates of the largest network over all images that the supernet is trained on; the largest network
-            alone sees as many. Larger images make fewer of them.
+            alone sees as many.
+        largest_macs: of one image. Input sizes that take the largest network beyond it are left out: in minutes, more images
+            teach more than more pixels.
         finetune_share: of so many images, for fine-tuning the best network of the front after the search.
         augmented_from: epochs that make augmentation worth its while; with fewer, images are shown as they are.
         recipe: of the supernet.
@@ -38,7 +41,8 @@ class Budget:
         limit_share: the latency limit, as a share of the largest network's estimated latency.
     """
 
-    macs: float = 3.6e11
+    macs: float = 2.1e11
+    largest_macs: float = 5.5e6
     finetune_share: float = 0.6
     augmented_from: float = 5.0
     recipe: str = "quick"
@@ -177,12 +181,25 @@ def _train(
         classes=images.classes,
         channels=images.channels,
     )
+    space = _affordable(space, budget.largest_macs)
     counts = f"{len(images.train)} images to train, {len(images.val)} to score, {len(images.test)} to test"
     progress.say(f"data        {images.name}: {counts}")
-    progress.say(f"space       {space.key}: {space.count():.2e} networks, {len(space.layers())} different layers")
+    sides = ", ".join(map(str, _sides(space)))
+    progress.say(f"space       {space.key} at {sides} px: {space.count():.2e} networks, {len(space.layers())} different layers")
     epochs = budget.macs / space.macs(space.largest) / len(images.train)
     if epochs < budget.augmented_from:
         images = images.plain()
     supernet = Supernet(space, seed=seed)
     run = api.train(supernet, images, out=folder, recipe=budget.recipe, epochs=epochs, seed=seed, stop=stop, progress=progress)
     return run, epochs
+
+
+def _sides(space: SearchSpace) -> list[int]:
+    return [int(side) for gene in space.genes if gene.choice == "resolution" for side in gene.options]
+
+
+def _affordable(space: SearchSpace, most: float) -> SearchSpace:
+    """The part of a space with the input sizes at which the largest network takes at most so many MACs; the smallest stays."""
+    sides = _sides(space)
+    parts = [space.restrict(resolution=sides[: count + 1]) for count in range(len(sides))]
+    return max((part for part in parts[1:] if part.macs(part.largest) <= most), key=SearchSpace.count, default=parts[0])

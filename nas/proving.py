@@ -21,11 +21,11 @@ __all__ = ["Proof", "RuntimeProof", "check_file", "prove"]
 
 TOLERANCE = 1e-4  # largest difference of an output, relative to the largest output
 COARSE = 1e-2  # the same in runtimes that may round more coarsely by default
+TIE = 1e-5  # of the largest output: classes nearer to each other than that are one answer, rounding decides between them
 FIRST_RUNTIME = "onnxruntime-cpu"
 NO_RUNTIMES = ("simulated",)  # devices that compute nothing of their own
-MOST_IMAGES = 2000  # test images in the first runtime; an even sample of more
 FEW_IMAGES = 64  # in any other one: some take tens of milliseconds an image
-_BATCH = 256
+_BATCH = 100  # activations stay in the cache
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RuntimeProof:
     Attributes:
         images: test images compared; 0 where it did not run.
         max_relative_difference: largest difference of any output over the largest output.
-        top1_agreement: share of the images with the same top-1 class.
+        top1_agreement: share of the images with the same top-1 class, or one that torch finds as good to 1e-5.
         failure: why it did not run.
     """
 
@@ -74,17 +74,17 @@ class Proof:
 
     @property
     def first(self) -> RuntimeProof:
-        """In ONNX Runtime, on most images."""
+        """In ONNX Runtime, on all test images."""
         return self.runtimes[0]
 
 
 def prove(path: Path, network: nn.Module, split: Examples, resolution: int, form: Format) -> Proof:
     """Check a file as it lies on disk, and run it in every runtime that is installed.
 
-    ONNX Runtime is compared on up to 2,000 test images, any other runtime on 64 of them; see `RuntimeProof.problem`.
+    ONNX Runtime is compared on all test images, any other runtime on 64 of them; see `RuntimeProof.problem`.
     """
     problems = check_file(path, form.opset)
-    chosen = np.linspace(0, len(split) - 1, min(MOST_IMAGES, len(split))).astype(np.int64)
+    chosen = np.arange(len(split))
     ours = torch_outputs(network, split, chosen, resolution, softmax=form.softmax)
     runtimes = [_compared(open_device(FIRST_RUNTIME), path, split, resolution, chosen, ours)]
     for device in _other_runtimes():
@@ -139,8 +139,10 @@ def _compared(
         return RuntimeProof(device.name, failure=f"{type(error).__name__}: {str(error).strip()[:300]}")
     if theirs.shape != ours.shape or not np.isfinite(theirs).all():
         return RuntimeProof(device.name, failure=f"its output has shape {theirs.shape}, or is not finite")
-    difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
-    return RuntimeProof(device.name, len(chosen), difference, float((ours.argmax(1) == theirs.argmax(1)).mean()))
+    largest = np.abs(ours).max()
+    difference = float(np.abs(ours - theirs).max() / largest)
+    found = np.take_along_axis(ours, theirs.argmax(1)[:, None], axis=1)[:, 0]  # torch's output for the runtime's class
+    return RuntimeProof(device.name, len(chosen), difference, float((found >= ours.max(1) - TIE * largest).mean()))
 
 
 def torch_outputs(

@@ -24,7 +24,8 @@ def shipped(demo: DemoResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("shipped") / "run"
     shutil.copytree(demo.run, folder)
-    nas.quantize(folder, pick="fastest", images=64, sensitivity=True)
+    # Whatever it loses: how well the fastest network of so small a run takes rounding is chance.
+    nas.quantize(folder, pick="fastest", images=64, max_loss=0.99, sensitivity=True)
     nas.quantize(folder, pick="best", images=64, max_loss=0.5)
     nas.verify(folder)
     return folder
@@ -53,7 +54,7 @@ def test_an_int8_twin_is_int8_and_keeps_the_metadata(shipped: Path) -> None:
     errors = [row["error"] for row in record["sensitivity"]]
     assert errors == sorted(errors, reverse=True)
     assert min(errors) > 0
-    assert nas.quantize(shipped, pick="fastest", images=64)[0].sha256 == record["sha256"]  # done once
+    assert nas.quantize(shipped, pick="fastest", images=64, max_loss=0.99)[0].sha256 == record["sha256"]  # done once
 
 
 def test_layers_that_cost_too_much_stay_in_float(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
