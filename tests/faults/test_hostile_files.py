@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -72,8 +76,6 @@ def test_many_damaged_files(samples: Path) -> None:
 @pytest.mark.parametrize("name", ["exports", "training", "study.db", "report.html", "tables/board.json"])
 def test_a_link_out_of_a_run_is_refused(samples: Path, tmp_path: Path, name: str) -> None:
     """Whoever made the folder: what is written into it stays in it."""
-    import shutil
-
     run = Path(shutil.copytree(samples / "run", tmp_path / "run"))
     outside = tmp_path / "outside"
     if name in ("exports", "training"):
@@ -88,8 +90,6 @@ def test_a_link_out_of_a_run_is_refused(samples: Path, tmp_path: Path, name: str
 
 
 def test_links_inside_a_run_and_to_it_are_fine(samples: Path, tmp_path: Path) -> None:
-    import shutil
-
     run = Path(shutil.copytree(samples / "run", tmp_path / "run"))
     (run / "best.onnx").symlink_to(next((run / "exports").glob("*.onnx")).relative_to(run))
     (tmp_path / "link").symlink_to(run)
@@ -105,8 +105,6 @@ def test_names_that_lead_out_of_a_folder_are_refused(tmp_path: Path, name: str) 
 
 
 def test_what_unpacks_to_too_much_is_not_unpacked(tmp_path: Path) -> None:
-    import zipfile
-
     path = tmp_path / "bomb.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made, made.open("x.npy", "w") as stream:
         for _ in range(300):
@@ -118,12 +116,49 @@ def test_what_unpacks_to_too_much_is_not_unpacked(tmp_path: Path) -> None:
 
 def test_a_front_from_elsewhere_connects_to_nothing(samples: Path, tmp_path: Path) -> None:
     """A device over the network is named by the user, not by a file."""
-    import json
-    import shutil
-
     run = Path(shutil.copytree(samples / "run", tmp_path / "run"))
     front = json.loads((run / "front.json").read_text())
     front["records"]["request"]["devices"] = ["ssh://somewhere/onnxruntime-cpu"]
     (run / "front.json").write_text(json.dumps(front))
     with pytest.raises(UserError, match="--device"):
         nas.search(run, resume=True, samples=20)
+
+
+def test_what_files_say_stays_text_in_the_report(samples: Path, tmp_path: Path) -> None:
+    """Every text in a run's files that is not checked otherwise, as markup: the page shows it and does not run it."""
+    run, markup = Path(shutil.copytree(samples / "run", tmp_path / "run")), "</script><script>alert(1)</script>"
+
+    checked = ("kind", "made_by", "id", "hash", "file", "sha256", "form", "clock", "network", "torch_file")
+    whole = ("space", "format", "points", "objectives")
+
+    def spoilt(value: Any, name: str = "") -> Any:
+        if isinstance(value, dict):
+            return {key: spoilt(part, key) for key, part in value.items()}
+        if isinstance(value, list):
+            return [spoilt(part, name) for part in value]
+        keep = (
+            "kind",
+            "made_by",
+            "id",
+            "hash",
+            "file",
+            "sha256",
+            "form",
+            "clock",
+            "network",
+            "torch_file",
+            "space",
+            "predictor",
+        )
+        return value + markup if isinstance(value, str) and name not in keep else value
+
+    for path in (run / "front.json", run / "verified.json", run / "training/log.json", *(run / "exports").glob("*.json")):
+        whole = json.loads(path.read_text())
+        parts = {
+            name: spoilt(part, name) for name, part in whole.items() if name not in ("space", "format", "points", "objectives")
+        }
+        path.write_text(json.dumps(whole | parts))
+    nas.report(run)
+    page = (run / "report.html").read_text()
+    assert "alert(1)" in page
+    assert "<script>alert(1)" not in page
