@@ -1,8 +1,8 @@
-"""Requirements with hashes for this machine: ``python scripts/lock.py > lock.txt``, then ``pip install --require-hashes -r lock.txt``.
+"""Requirements with hashes for this machine: ``python scripts/lock.py > lock.txt``.
 
-pip resolves the constraints once, through whatever index it is set up with, and says which files it would take. A file for another
-system, Python or index has other hashes (torch's CPU build is not the one on PyPI), so the list is made where it is used, kept
-there, and made anew on purpose only: what has changed under a pinned version is then refused.
+pip resolves the constraints once, through whatever index it is set up with, and says which files it would take; ``pip install
+--require-hashes -r lock.txt`` takes those and no others. A file for another system, Python or index has other hashes (torch's
+CPU build is not the one on PyPI), so the list is made where it is used, kept there, and made anew on purpose only.
 """
 
 from __future__ import annotations
