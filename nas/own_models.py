@@ -245,6 +245,11 @@ def _found_again(file: Path, function: str, module: str) -> Callable[..., Any]:
 
 def recorded_space(run: Path, value: Mapping[str, Any]) -> ElasticSpace:
     """The elastic space that a run's description holds; its constructor is loaded when a network is first built."""
+    with reading(run / "run.json", allowed="The space as nas train-supernet writes it", next_step="Restore it from a copy"):
+        return _recorded_space(run, value)
+
+
+def _recorded_space(run: Path, value: Mapping[str, Any]) -> ElasticSpace:
     from supernets import elastic_space, fused
 
     bare = ElasticSpace.from_dict(value)

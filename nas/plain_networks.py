@@ -80,10 +80,7 @@ def _built(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Modul
     layers = [parse_layer(key) for key in header["layers"]]
     if sum(layer.params for layer in layers) > sum(tensor.numel() for tensor in tensors.values()):
         raise ValueError("its layers have more parameters than its tensors")
-    try:
-        return Network(layers, header["traits"])
-    except RuntimeError as error:
-        raise ValueError(str(error)) from None
+    return Network(layers, header["traits"])
 
 
 def save_program(path: Path, network: nn.Module, example: Tensor, *, batch: int | None) -> None:

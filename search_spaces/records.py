@@ -30,7 +30,7 @@ _BROKEN = (
     ValueError,
     AttributeError,
     ArithmeticError,
-    RecursionError,
+    RuntimeError,
     MemoryError,
     EOFError,
     AssertionError,
