@@ -128,13 +128,7 @@ def profile(
         found, missing = known()  # another process may have gone on in between
         table = job.resume(found) if found else job.begin()
         table = _interpolated(job.layers(table, missing)) if like is None else _taken(table, like)
-        # A generator of its own: a resumed profile chooses the same networks.
-        cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
-        rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, np.random.default_rng([seed, 1]))
-        timed = replace(table, networks=job.networks(space.from_array(rows), held_out), level_at=now())
-        table = finish(timed, single=device.threads == 1)
-        if out is not None:
-            table.save(out)
+        table = job.finished(table, amount, seed, now)
     for line in table.warnings():
         progress.say(line)
     return table
@@ -263,6 +257,18 @@ class _Job:
             else:
                 entries[layer.key] = Entry(alone, chain, level)
         return first, entries, failures
+
+    def finished(self, table: LatencyTable, amount: Amount, seed: int, now: Callable[[], float]) -> LatencyTable:
+        """The table of all layers with its correction, judged on whole networks; saved."""
+        # A generator of its own: a resumed profile chooses the same networks.
+        rng, space = np.random.default_rng([seed, 1]), self.space
+        cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
+        rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, rng)
+        timed = replace(table, networks=self.networks(space.from_array(rows), held_out), level_at=now())
+        table = finish(timed, single=self.device.threads == 1)
+        if self.out is not None:
+            table.save(self.out)
+        return table
 
     def networks(self, archs: Sequence[Architecture], is_held_out: Sequence[bool]) -> tuple[NetworkTiming, ...]:
         """Whole networks, two passes, each from fresh sessions in another order."""
