@@ -19,7 +19,7 @@ import nas
 
 SAMPLES = 20
 FLAT_MIB = 0.1  # of growth per circle that counts as none
-WARM = 10  # circles in which libraries fill their caches
+WARM = 5  # circles in which libraries fill their caches
 
 
 def circle(folder: Path, seed: int) -> None:
