@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = ["Excess", "Timed", "Verification", "Verified", "excess_of", "wilson_i
 
 VERIFIED_VERSION = 2  # version 1 had neither INT8 twins nor files that were only timed
 NORMAL_95 = 1.96
+ROUNDING = 1e-9  # of bounds: those of 0 and 1 are not exact
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,8 @@ class Verification:
 
 def _check(row: Verified) -> None:
     """ValueError for what no test set and no clock says."""
-    if row.images < 1 or not 0 <= row.accuracy_low <= row.accuracy <= row.accuracy_high <= 1:
+    ascending = [0.0, row.accuracy_low, row.accuracy, row.accuracy_high, 1.0]
+    if row.images < 1 or not 0 <= row.accuracy <= 1 or any(b < a - ROUNDING for a, b in itertools.pairwise(ascending)):
         raise ValueError(f"{row.id}: accuracy {row.accuracy} of {row.images} images")
     if row.promised and not row.promised.keys() >= {"accuracy", "latency"}:
         raise ValueError(f"{row.id}: neither accuracy nor latency was promised")
