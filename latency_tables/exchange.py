@@ -19,6 +19,7 @@ from latency_tables.entries import Given, NetworkTiming
 from latency_tables.table import LatencyTable
 from search_spaces.errors import UserError
 from search_spaces.layers import Conv, GlobalPool, Layer, Linear, MBConv, parse_layer
+from search_spaces.records import reading
 from search_spaces.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["given_table", "import_frame", "import_table", "merged", "read_lookup", "to_frame"]
 
-MOST_BYTES = 64 << 20
+MOST_BYTES = 16 << 20
 SHOWN = 3  # missing layers in a message
 COLUMNS = "The columns layer (a layer's key) and ms"
 
@@ -113,19 +114,15 @@ def _read_csv(path: Path) -> dict[str, Given]:
     import pandas  # only here
 
     _check_file(path)
-    try:
+    with reading(path, allowed=COLUMNS, next_step="Correct the file"):
         frame = pandas.read_csv(path)
-    except ValueError as error:  # pandas' own errors and what is no text are ValueErrors
-        raise _damaged(path, error, COLUMNS) from None
-    return _of_frame(frame, path)
+    return _of_frame(frame, str(path))
 
 
-def _of_frame(frame: pandas.DataFrame, source: object) -> dict[str, Given]:
-    try:
+def _of_frame(frame: pandas.DataFrame, source: str) -> dict[str, Given]:
+    with reading(source, allowed=COLUMNS, next_step="Correct it"):
         pairs = list(zip(frame["layer"].astype(str), frame["ms"].astype(float), strict=True))
         return {parse_layer(key).key: Given(_time(key, ms)) for key, ms in pairs}
-    except (KeyError, ValueError) as error:
-        raise _damaged(source, error, COLUMNS) from None
 
 
 # ---- published look-up tables ---------------------------------------------------------------------------------
@@ -136,30 +133,31 @@ def read_lookup(path: Path) -> dict[str, _Time]:
     import yaml  # only here
 
     _check_file(path)
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    allowed = "Per layer a mean in ms, as Once-for-all and ProxylessNAS publish them"
+    with reading(path, allowed=allowed, next_step="Correct the file"):
+        try:
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from None
         if not isinstance(value, dict) or not value:
             raise ValueError("it is not a table")
-        return {
-            str(key): _Time(_time(str(key), entry["mean"]), entry.get("std"), entry.get("count"))
-            for key, entry in value.items()
-        }
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise _damaged(path, error, "Per layer a mean in ms, as Once-for-all and ProxylessNAS publish them") from None
+        return {str(key): _entry(str(key), entry) for key, entry in value.items()}
+
+
+def _entry(key: str, entry: Mapping[str, Any]) -> _Time:
+    std, count = entry.get("std"), entry.get("count")
+    whole = None if count is None else int(_time(f"{key}, count", count))
+    return _Time(_time(key, entry["mean"]), None if std is None else _time(f"{key}, std", std), whole)
 
 
 def _check_file(path: Path) -> None:
     if not path.is_file() or path.stat().st_size > MOST_BYTES:
-        raise UserError(f"{path} is not a file of up to 64 MB", allowed="A table of layers", next_step="Name the file itself")
-
-
-def _damaged(source: object, error: Exception, allowed: str) -> UserError:
-    return UserError(f"{source} cannot be read as a table ({error!s:.300})", allowed=allowed, next_step="Correct it")
+        raise UserError(f"{path} is not a file of up to 16 MB", allowed="A table of layers", next_step="Name the file itself")
 
 
 def _time(key: Any, ms: Any) -> float:
-    if isinstance(ms, bool) or not isinstance(ms, int | float) or not math.isfinite(ms) or ms < 0:
-        raise ValueError(f"the time of {key} is {ms!r}, not a finite, positive number")
+    if isinstance(ms, bool) or not isinstance(ms, int | float) or not 0 <= ms < math.inf:
+        raise ValueError(f"the time of {key} is {ms!r:.40}, not a finite, positive number")
     return float(ms)
 
 

@@ -8,7 +8,6 @@ elsewhere and is believed only as far as it makes sense.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from latency_tables.standalone.timing import LONGEST_SAMPLE, Plan, Raw
 from latency_tables.stopwatch import Failure, Measurement, understood
 from search_spaces.artifacts import file_hash, read_json, value_hash, write_json
 from search_spaces.errors import UserError
+from search_spaces.records import parse_json, reading, record
 
 __all__ = ["SCRIPT", "Kit", "KitWriter", "check_fingerprint", "read_kit", "read_results", "write_script"]
 
@@ -35,7 +35,6 @@ KIND, VERSION = "latency-kit", 1
 POOL_FILE = "weights.bin"
 SMALL = 256  # elements up to which a constant stays in its model
 SPREADS = tuple(2.0**-power for power in range(11))
-MOST_BYTES = 64 << 20  # of results
 MOST_TEXT = 2000  # characters of a message from there
 MOST_FACTS = 40  # of a fingerprint
 
@@ -65,9 +64,9 @@ class Kit:
     device: str
     options: Options
     plan: Plan
-    chunks: Sequence[Sequence[str]]
-    labels: Mapping[str, str]
-    about: Mapping[str, Any]
+    chunks: list[list[str]]
+    labels: dict[str, str]
+    about: dict[str, Any]
 
     @property
     def names(self) -> list[str]:
@@ -173,19 +172,16 @@ def read_kit(folder: Path) -> Kit:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    value = read_json(folder / "kit.json", KIND, VERSION, make="nas kit make")
-    try:
-        options = Options(**{f.name: value[f.name] for f in dataclasses.fields(Options)})
-        plan = Plan(**value["plan"])
-        if value["device"] not in PROVIDERS:
-            raise KeyError(f"device {value['device']!r}")
-        return Kit(value["id"], value["device"], options, plan, value["chunks"], value["labels"], value["about"])
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / 'kit.json'} is damaged ({error})",
-            allowed="The file as nas kit make wrote it",
-            next_step="Make the kit anew",
-        ) from None
+    path = folder / "kit.json"
+    value = read_json(path, KIND, VERSION, make="nas kit make")
+    with reading(path, allowed="The file as nas kit make wrote it", next_step="Make the kit anew"):
+        options = {f.name: value[f.name] for f in dataclasses.fields(Options)}
+        kit = record(Kit, {**value, "options": options})
+        if kit.device not in PROVIDERS:
+            raise ValueError(f"device {kit.device!r:.60}")
+        if any(name not in kit.labels for name in kit.names):
+            raise ValueError("a model has no label")
+        return kit
 
 
 # ---- what comes back ----------------------------------------------------------------------------------------
@@ -208,17 +204,15 @@ def read_results(path: Path, kit: Kit, *, again: str) -> tuple[dict[str, Any], d
 
     if not path.is_file():
         raise refused("there are no results")
-    if path.stat().st_size > MOST_BYTES:
-        raise refused(f"{path.stat().st_size} bytes are more than results can have")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path)
         if not isinstance(value, dict) or (value.get("kind"), value.get("version")) != (RESULTS_KIND, RESULTS_VERSION):
             raise ValueError("these are not results of a kit")
         if value.get("kit") != kit.id:
             raise ValueError(f"these are results of the kit {str(value.get('kit'))[:40]}")
         fingerprint = check_fingerprint(value["fingerprint"], kit.options)
         items = {name: _item(value["items"][name], kit.plan) for name in kit.names if name in value["items"]}
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise refused(f"{type(error).__name__}: {error}"[:MOST_TEXT]) from None
     missing = len(kit.names) - len(items)
     if missing:

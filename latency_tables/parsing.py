@@ -14,6 +14,7 @@ from latency_tables.stopwatch import Measurement
 from latency_tables.table import CLOCKS, LatencyTable
 from search_spaces import from_dict
 from search_spaces.layers import parse_layer
+from search_spaces.records import record
 
 __all__ = ["parse_table"]
 
@@ -57,7 +58,7 @@ def parse_table(value: Mapping[str, Any]) -> LatencyTable:
 
 def _entry(timings: Mapping[str, Any], levels: int) -> Entry | Given:
     if "given" in timings:
-        given = Given(**timings["given"])
+        given = record(Given, timings["given"])
         if given.ms != 0:  # counted with another layer
             positive("given time", given.ms)
         return given
@@ -77,12 +78,12 @@ def _network(value: Mapping[str, Any]) -> NetworkTiming:
 
 
 def _anchor(value: Mapping[str, Any]) -> Anchor:
-    anchor = Anchor(**value)
+    anchor = record(Anchor, value)
     positive("anchor factor", anchor.factor)
     return anchor
 
 
 def positive(name: str, number: Any) -> None:
     """ValueError for what is not a finite, positive number."""
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number) or number <= 0:
-        raise ValueError(f"{name} is {number!r}, not a finite, positive number")
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
+        raise ValueError(f"{name} is {number!r:.40}, not a finite, positive number")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -20,6 +21,7 @@ from latency_tables.standalone.timing import CALM
 from latency_tables.stopwatch import Failure, Measurement, Plan
 from latency_tables.table import LatencyTable
 from search_spaces.architecture import Architecture
+from search_spaces.artifacts import locked
 from search_spaces.errors import UserError
 from search_spaces.layers import Layer
 from search_spaces.progress import SILENT, Progress
@@ -114,20 +116,21 @@ def profile(
     """
     made_by, amount, plan = writer or LayerWriter(space), amount or Amount(), plan or Plan()
     job = _Job(space, device, out, made_by, np.random.default_rng(seed), plan, progress)
-    found = None if force or out is None or not out.exists() else _existing(out, space, device)
     wanted = measured_part(space, amount.resolutions).layers() if like is None else []
-    known = set() if found is None else {*found.entries, *found.interpolated}
-    missing = [layer for layer in wanted if layer.key not in known]
+
+    def known() -> tuple[LatencyTable | None, list[Layer]]:
+        found = None if force or out is None or not out.exists() else _existing(out, space, device)
+        keys = set() if found is None else {*found.entries, *found.interpolated}
+        return found, [layer for layer in wanted if layer.key not in keys]
+
+    found, missing = known()
     if found is not None and found.correction is not None and found.covers(space) and not missing:
         return _at_present_level(found, job, writer or LayerWriter(found.space), now()).bind(space)
-    table = job.resume(found) if found else job.begin()
-    table = _interpolated(job.layers(table, missing)) if like is None else _taken(table, like)
-    # A generator of its own: a resumed profile chooses the same networks.
-    cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
-    rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, np.random.default_rng([seed, 1]))
-    table = finish(replace(table, networks=job.networks(space.from_array(rows), held_out), level_at=now()))
-    if out is not None:
-        table.save(out)
+    with nullcontext() if out is None else locked(out, doing="measuring for"):
+        found, missing = known()  # another process may have gone on in between
+        table = job.resume(found) if found else job.begin()
+        table = _interpolated(job.layers(table, missing)) if like is None else _taken(table, like)
+        table = job.finished(table, amount, seed, now)
     for line in table.warnings():
         progress.say(line)
     return table
@@ -256,6 +259,18 @@ class _Job:
             else:
                 entries[layer.key] = Entry(alone, chain, level)
         return first, entries, failures
+
+    def finished(self, table: LatencyTable, amount: Amount, seed: int, now: Callable[[], float]) -> LatencyTable:
+        """The table of all layers with its correction, judged on whole networks; saved."""
+        # A generator of its own: a resumed profile chooses the same networks.
+        rng, space = np.random.default_rng([seed, 1]), self.space
+        cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
+        rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, rng)
+        timed = replace(table, networks=self.networks(space.from_array(rows), held_out), level_at=now())
+        table = finish(timed, single=self.device.threads == 1)
+        if self.out is not None:
+            table.save(self.out)
+        return table
 
     def networks(self, archs: Sequence[Architecture], is_held_out: Sequence[bool]) -> tuple[NetworkTiming, ...]:
         """Whole networks, two passes, each from fresh sessions in another order."""

@@ -20,6 +20,7 @@ from search_spaces.artifacts import read_json, write_json
 from search_spaces.costs import Cost, Factor
 from search_spaces.errors import UserError
 from search_spaces.layers import Layer, parse_layer
+from search_spaces.records import reading
 from search_spaces.space import Archs, SearchSpace
 
 if TYPE_CHECKING:
@@ -313,14 +314,9 @@ class LatencyTable:
         from latency_tables.parsing import parse_table
 
         value = read_json(path, KIND, VERSION, make=MAKE)
-        try:
+        allowed = "A latency table holds finite, positive times of known layers"
+        with reading(path, allowed=allowed, next_step=f"Restore it from a copy, or remove it and run: {MAKE}"):
             return parse_table(value)
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            raise UserError(
-                f"{path} is damaged ({error})",
-                allowed="A latency table holds finite, positive times of known layers",
-                next_step=f"Restore it from a copy, or remove it and run: {MAKE}",
-            ) from None
 
 
 def sums(table: LatencyTable, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
