@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nas.api.defaults import DEFAULT_DEVICE, DEFAULT_HEARTBEAT, DEFAULT_IDLE, DEFAULT_IMAGES, DEFAULT_POINTS, DEFAULT_SAMPLES
 from nas.runs import Run
 from search_spaces import SearchSpace
+from search_spaces.artifacts import locked
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
@@ -214,18 +215,13 @@ def search(
 
     opened = Run.of(run)
     devices = (device,) if isinstance(device, str) else tuple(device or ())
-    request = wanted(opened.file("front.json"), devices, objectives, limits, resume=resume, force=force)
-    return search_run(
-        Scoring(opened, images, jobs=jobs, storage=storage, seed=seed, progress=progress),
-        request,
-        {name: _table(opened, name, progress) for name in request.devices},
-        samples=samples,
-        budget=budget,
-        points=points,
-        generations=generations,
-        seed=seed,
-        predictor=predictor,
-    )
+    file = opened.file("front.json")
+    request = wanted(file, devices, objectives, limits, resume=resume, force=force)
+    scoring = Scoring(opened, images, jobs=jobs, storage=storage, seed=seed, progress=progress)
+    amount: dict[str, Any] = {"samples": samples, "budget": budget, "points": points, "generations": generations}
+    with locked(file, doing="searching for"):
+        tables = {name: _table(opened, name, progress) for name in request.devices}
+        return search_run(scoring, request, tables, **amount, seed=seed, predictor=predictor)
 
 
 def _table(run: Run, device: str, progress: Progress) -> LatencyTable:
