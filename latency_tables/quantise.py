@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from latency_tables.device import serialised
+from latency_tables.standalone.runtime import quiet_onnxruntime
 
 __all__ = ["quantised"]
 
@@ -43,6 +44,7 @@ def quantised(model: onnx.ModelProto | bytes) -> onnx.ModelProto:
 
     Unsigned activations and signed weights: ONNX Runtime's CPU provider has fast kernels for this pair only.
     """
+    quiet_onnxruntime()
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(_RandomInputs, CalibrationDataReader):  # type: ignore[misc]

@@ -310,7 +310,7 @@ class Archive:
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Our trials in these states, by number; others (enqueued by hand, say) are not ours."""
-        with reaching(self.place), self._parsing():
+        with reaching(self.place, quiet=True), self._parsing():
             trials = self._study.get_trials(deepcopy=False, states=states)
         return [trial for trial in trials if {"architecture", "id", "images"} <= trial.user_attrs.keys()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from search_spaces.artifacts import atomic_path
 from search_spaces.errors import UserError
 from search_spaces.layers import parse_layer
-from search_spaces.records import reading
+from search_spaces.records import reading, record
 from supernets import Network, load_tensors, save_tensors
 
 __all__ = ["load_network", "save_network", "save_program"]
@@ -30,6 +31,13 @@ def save_network(path: Path, network: nn.Module, about: Mapping[str, Any]) -> No
     if isinstance(network, Network):
         built = {"layers": [layer.key for layer in network.layers], "traits": network.traits}
     save_tensors(path, network.state_dict(), "network", NETWORK_VERSION, {"about": dict(about), **built})
+
+
+@dataclass(frozen=True)
+class _About:
+    """What every description has; `load_network` gives all of it."""
+
+    architecture: dict[str, Any]
 
 
 def load_network(path: str | Path, *, build: Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -50,7 +58,8 @@ def load_network(path: str | Path, *, build: Callable[[], nn.Module] | None = No
         file = file.with_name(file.name.removesuffix(".onnx").removesuffix(".unproven") + ".safetensors")
     make = f"nas export {file.parent.parent} --pick {file.stem} --force"
     tensors, header = load_tensors(file, "network", NETWORK_VERSION, make=make)
-    about: dict[str, Any] = header["about"]
+    with reading(file, allowed="The file as nas export writes it", next_step=f"Run: {make}"):
+        about = record(_About, header["about"])
     if build is not None:
         network = build()
     elif "layers" in header:
@@ -61,7 +70,7 @@ def load_network(path: str | Path, *, build: Callable[[], nn.Module] | None = No
             f"{file} holds a network of your own code",
             allowed="The file has the tensors, not the code",
             next_step="Give what makes it: nas.load_network(PATH, build=lambda: my_model(...)) with "
-            + ", ".join(f"{name}={value}" for name, value in about["architecture"].items()),
+            + ", ".join(f"{name}={value}" for name, value in about.architecture.items()),
         )
     try:
         network.load_state_dict(tensors)
@@ -71,7 +80,7 @@ def load_network(path: str | Path, *, build: Callable[[], nn.Module] | None = No
             allowed="The network that was exported",
             next_step="Build it with the choices in the file, or export it again",
         ) from None
-    network.about = about  # type: ignore[assignment]  # torch lets modules carry what they like
+    network.about = header["about"]  # type: ignore[assignment]  # torch lets modules carry what they like
     return network.eval()
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from latency_tables.standalone import quiet_onnxruntime
 from nas.exporting import Export, onnx_model, read_export
 from nas.finetuning import deployed_network
 from nas.onnx_files import Signature, feed, outputs, wrapped
@@ -199,6 +200,7 @@ class _Bench:
 
     def quantise(self, target: Path, *, kept: Sequence[str] = (), only: str | None = None, images: int | None = None) -> None:
         """Write the network with its layers in INT8, except those kept, or one layer alone."""
+        quiet_onnxruntime()
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -252,6 +254,7 @@ class _Bench:
 
 
 def _reader(batches: Iterator[dict[str, Any]]) -> Any:
+    quiet_onnxruntime()
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types

@@ -9,6 +9,9 @@ from typing import Any
 __all__ = ["UserError", "unknown_name"]
 
 
+LONGEST = 4000  # characters of a part
+
+
 class UserError(Exception):
     """Bad input: what is wrong with the value, what is allowed, which command to run next.
 
@@ -16,6 +19,10 @@ class UserError(Exception):
     """
 
     def __init__(self, problem: str, *, allowed: str, next_step: str) -> None:
+        # What a file says may have any length.
+        problem, allowed, next_step = (
+            text if len(text) <= LONGEST else f"{text[:LONGEST]} ..." for text in (problem, allowed, next_step)
+        )
         super().__init__(f"{problem}. {allowed}. {next_step}.")
         self.problem = problem
         self.allowed = allowed

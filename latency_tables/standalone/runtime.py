@@ -44,10 +44,18 @@ def _text(path: str) -> str:
         return ""
 
 
-def describe(device: str, precision: str, threads: int, batch: int) -> Dict[str, Any]:
-    """The fingerprint of an ONNX Runtime device on this machine."""
+def quiet_onnxruntime() -> Any:
+    """ONNX Runtime, imported without its telemetry: else it begins, on its import, a store of events that it uploads later."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def describe(device: str, precision: str, threads: int, batch: int) -> Dict[str, Any]:
+    """The fingerprint of an ONNX Runtime device on this machine."""
+    onnxruntime = quiet_onnxruntime()
     options = {"precision": precision, "threads": threads, "batch": batch}
     found = {**machine(), "runtime": "onnxruntime", "runtime_version": onnxruntime.__version__, **options}
     return found if device == "onnxruntime-cpu" else {**found, "provider": PROVIDERS[device][0]}
@@ -59,9 +67,7 @@ def open_session(model: Union[bytes, str], device: str, threads: int) -> Any:
     Raises:
         RuntimeError: the runtime has no such provider; else whatever it raises for a model that it cannot take.
     """
-    import onnxruntime as ort
-
-    ort.disable_telemetry_events()
+    ort = quiet_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

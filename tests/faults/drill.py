@@ -201,6 +201,8 @@ _TRAIN = (
     "quick",
     "--epochs",
     "1",
+    "--out",
+    "{}",
 )
 VERBS: tuple[Verb, ...] = (
     Verb("train-supernet", _TRAIN, _phases, _weights, "nothing"),

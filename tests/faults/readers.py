@@ -56,6 +56,7 @@ class Reader:
         files: patterns of the sample's files, one of which is damaged at a time.
         read: reads and uses what lies in the folder of samples.
         damage: ways to damage a file; one is drawn.
+        slow: it takes half a second, and gets a tenth of the inputs.
         whole: a damaged tensor or network in such a file must be refused.
     """
 
@@ -64,6 +65,7 @@ class Reader:
     read: Callable[[Path], Any]
     damage: Sequence[Damage]
     whole: bool = False
+    slow: bool = False
 
 
 def _run(folder: Path) -> Run:
@@ -435,7 +437,7 @@ READERS: dict[str, Reader] = {
         Reader("supernet, a bit", "run/supernet.safetensors", _supernet, (_tensor_bytes,), whole=True),
         Reader("checkpoint", "run/training/checkpoint.safetensors", _checkpoint, _TENSORS),
         Reader("checkpoint, a bit", "run/training/checkpoint.safetensors", _checkpoint, (_tensor_bytes,), whole=True),
-        Reader("resumed training", "run/training/checkpoint.safetensors", _resumed, (_signed,)),
+        Reader("resumed training", "run/training/checkpoint.safetensors", _resumed, (_signed,), slow=True),
         Reader("network", "run/exports/*.safetensors", _network, _TENSORS),
         Reader("network, a bit", "run/exports/*.safetensors", _network, (_tensor_bytes,), whole=True),
         Reader(
@@ -446,8 +448,8 @@ READERS: dict[str, Reader] = {
         ),
         Reader("ONNX file", "run/baselines/*.onnx", _onnx, (damaged_bytes, _onnx_fields)),
         Reader("archive", "run/study.db", _archive, (_rows_of_a_database, _rows_of_a_database, damaged_bytes)),
-        Reader("report", "run/*.json", _report, _JSON),
-        Reader("training log", "run/training/log.*", _report, (damaged_bytes, damaged_text)),
+        Reader("report", "run/*.json", _report, _JSON, slow=True),
+        Reader("training log", "run/training/log.*", _report, (damaged_bytes, damaged_text), slow=True),
         Reader("arrays npz", "arrays.npz", _data("npz:{}/arrays.npz"), (_archive_member, _arrays, damaged_bytes)),
         Reader("image folder", "photos/*/*", _data("folder:{}/photos"), (_image, damaged_bytes)),
         Reader("image tables", "tables/*", _data("parquet:{}/tables"), (_parquet, damaged_bytes)),

@@ -151,16 +151,16 @@ def _data(folder: Path) -> None:
         Image.fromarray(np.stack([pixels[at]] * 3, axis=-1)).save(path)
     mnist = folder / "mnist"
     mnist.mkdir()
-    for prefix, count in (("train", 12), ("t10k", 8)):
+    for prefix, count in (("train", 40), ("t10k", 10)):
+        images, digits = rng.integers(0, 255, (count, 8, 8), np.uint8), np.arange(count, dtype=np.uint8) % 10
         head = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (count, 8, 8))
-        _zip(mnist / f"{prefix}-images-idx3-ubyte.gz", head + pixels[:count].tobytes())
-        head = bytes([0, 0, 8, 1]) + count.to_bytes(4, "big")
-        _zip(mnist / f"{prefix}-labels-idx1-ubyte.gz", head + labels[:count].astype(np.uint8).tobytes())
+        _zip(mnist / f"{prefix}-images-idx3-ubyte.gz", head + images.tobytes())
+        _zip(mnist / f"{prefix}-labels-idx1-ubyte.gz", bytes([0, 0, 8, 1]) + count.to_bytes(4, "big") + digits.tobytes())
     cifar = folder / "cifar"
     cifar.mkdir()
     for name in (*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"):
-        records = rng.integers(0, 255, (4, 3073), np.uint8)
-        records[:, 0] = np.arange(4)
+        records = rng.integers(0, 255, (10, 3073), np.uint8)
+        records[:, 0] = np.arange(10)
         (cifar / name).write_bytes(records.tobytes())
     (cifar / "batches.meta.txt").write_text("\n".join(f"class{n}" for n in range(10)))
     _parquet(folder, pixels, labels)
