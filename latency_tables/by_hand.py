@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,12 @@ import numpy as np
 from latency_tables.device import Candidate, LocalDevice, Options
 from latency_tables.kit import SCRIPT, Kit, KitWriter, read_kit, read_results
 from latency_tables.profiling import Amount, Writer, profile
+from latency_tables.standalone.runtime import PRECISIONS, PROVIDERS
 from latency_tables.stopwatch import Failure, Measurement, Plan
 from search_spaces import from_dict
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
+from search_spaces.records import reading, record
 from search_spaces.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -28,8 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["import_kit", "kit_space", "make_kit"]
 
-KINDS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt")
-PRECISIONS = ("fp32", "int8")
+MOST_NETWORKS = 1000
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,42 @@ def make_kit(
     options, plan = options or Options(), plan or Plan()
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty", allowed="A new folder for a kit", next_step="Choose another one with --out")
-    if kind not in KINDS:
-        raise UserError(f"a kit for '{kind}'", allowed=f"A kit runs: {', '.join(KINDS)}", next_step="Choose one with --device")
+    if kind not in PROVIDERS:
+        raise UserError(
+            f"a kit for '{kind}'", allowed=f"A kit runs: {', '.join(PROVIDERS)}", next_step="Choose one with --device"
+        )
     # Nothing is measured yet that could tell the fast from the slow.
     amount = dataclasses.replace(amount or Amount(), by_work=True)
     kit_writer = KitWriter(folder, kind, options, plan, seed)
-    recorder = _Recorder(kind, options, PRECISIONS, writer=kit_writer)
+    recorder = _Recorder(kind, options, PRECISIONS[kind], writer=kit_writer)
     profile(space, recorder, writer=writer, seed=seed, amount=amount, plan=plan)
     return kit_writer.finish({"space": space.to_dict(), "seed": seed, "amount": dataclasses.asdict(amount)})
 
 
+@dataclass(frozen=True)
+class _About:
+    """What a kit is for."""
+
+    space: dict[str, Any]
+    seed: int
+    amount: Amount
+
+    def __post_init__(self) -> None:
+        if self.seed < 0 or min(self.amount.networks, self.amount.held_out) < 0:
+            raise ValueError("a number is below 0")
+        if max(self.amount.networks, self.amount.held_out) > MOST_NETWORKS:
+            raise ValueError(f"more than {MOST_NETWORKS} networks")
+
+
 def kit_space(folder: Path) -> SearchSpace:
     """The space that a kit measures, where it is a built-in one."""
-    return from_dict(dict(read_kit(folder).about["space"]))
+    kit = read_kit(folder)
+    with _as_made(folder):
+        return from_dict(record(_About, kit.about).space)
+
+
+def _as_made(folder: Path) -> AbstractContextManager[None]:
+    return reading(folder / "kit.json", allowed="The file as nas kit make wrote it", next_step="Make the kit anew")
 
 
 def import_kit(
@@ -145,9 +170,10 @@ def import_kit(
     kit = read_kit(folder)
     again = f"Run the kit there to its end: python3 {SCRIPT}, and bring results.json back"
     facts, found = read_results(results or folder / "results.json", kit, again=again)
-    device = _Replay(kit.device, kit.options, PRECISIONS, place=name, facts=facts, kit=kit, found=found)
-    amount = Amount(**kit.about["amount"])
-    table = profile(space or kit_space(folder), device, seed=int(kit.about["seed"]), amount=amount, plan=kit.plan)
+    device = _Replay(kit.device, kit.options, PRECISIONS[kit.device], place=name, facts=facts, kit=kit, found=found)
+    with _as_made(folder):
+        about = record(_About, kit.about)
+    table = profile(space or from_dict(about.space), device, seed=about.seed, amount=about.amount, plan=kit.plan)
     if out is not None:
         table.save(out)
     return table

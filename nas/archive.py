@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from nas.storage import Place, patiently, reaching
 from search_spaces import Architecture, SearchSpace
 from search_spaces.artifacts import made_by
 from search_spaces.errors import UserError
+from search_spaces.records import reading
 
 __all__ = ["Archive", "Claim", "Score", "accuracies"]
 
@@ -132,11 +133,11 @@ class Archive:
 
     def scores(self) -> list[Score]:
         """All scores in the order in which they were queued, one per network."""
+        trials = self._trials(TrialState.COMPLETE)
         found: dict[str, Score] = {}
-        for trial in sorted(self._trials(TrialState.COMPLETE), key=_place_in_queue):
-            arch = self._arch(trial)
-            proposed = bool(trial.user_attrs.get("proposed", False))
-            found.setdefault(arch.id, Score(arch, float(trial.value or 0.0), int(trial.user_attrs["images"]), proposed))
+        with self._parsing():
+            for score in map(self._score, sorted(trials, key=_place_in_queue)):
+                found.setdefault(score.arch.id, score)
         return list(found.values())
 
     def add(self, score: Score, *, place: int | None = None) -> None:
@@ -199,13 +200,15 @@ class Archive:
         are noticed when they are to be moved.
         """
         found, seen = [], {trial.user_attrs["id"] for trial in self._trials(TrialState.COMPLETE)}
-        for trial in self._trials(TrialState.WAITING, TrialState.RUNNING):
-            attributes = trial.user_attrs
-            if trial.state == TrialState.WAITING:
-                proposed = bool(attributes.get("proposed", False))
-                claim = Claim(trial._trial_id, self._arch(trial), int(attributes["images"]), proposed)
-                found.append((claim, attributes["id"] in seen))
-            seen.add(attributes["id"])
+        live = self._trials(TrialState.WAITING, TrialState.RUNNING)
+        with self._parsing():
+            for trial in live:
+                attributes = trial.user_attrs
+                if trial.state == TrialState.WAITING:
+                    proposed = bool(attributes.get("proposed", False))
+                    claim = Claim(trial._trial_id, self._arch(trial), int(attributes["images"]), proposed)
+                    found.append((claim, attributes["id"] in seen))
+                seen.add(attributes["id"])
         return found
 
     def finish(self, claim: Claim, accuracy: float, images: int, *, seconds: float) -> None:
@@ -307,12 +310,29 @@ class Archive:
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Our trials in these states, by number; others (enqueued by hand, say) are not ours."""
-        with reaching(self.place):
+        with reaching(self.place), self._parsing():
             trials = self._study.get_trials(deepcopy=False, states=states)
-        return [trial for trial in trials if "architecture" in trial.user_attrs and "id" in trial.user_attrs]
+        return [trial for trial in trials if {"architecture", "id", "images"} <= trial.user_attrs.keys()]
+
+    def _parsing(self) -> AbstractContextManager[None]:
+        """What goes wrong with values that somebody else has written."""
+        return reading(
+            str(self.place),
+            allowed="Trials as nas score and nas search write them",
+            next_step="Restore it from a copy, or remove it; the subnets are then scored anew",
+        )
+
+    def _score(self, trial: FrozenTrial) -> Score:
+        accuracy, images = trial.value, trial.user_attrs["images"]
+        if accuracy is None or not 0 <= accuracy <= 1 or type(images) is not int or images < 1:
+            raise ValueError(f"trial {trial.number}: accuracy {accuracy!r:.40} of {images!r:.40} images")
+        return Score(self._arch(trial), accuracy, images, bool(trial.user_attrs.get("proposed", False)))
 
     def _arch(self, trial: FrozenTrial) -> Architecture:
-        return self.space.architecture(**json.loads(trial.user_attrs["architecture"]))
+        arch = self.space.architecture(**json.loads(trial.user_attrs["architecture"]))
+        if arch.id != trial.user_attrs["id"]:
+            raise ValueError(f"trial {trial.number} has another id than its network {arch.id}")
+        return arch
 
     def _moved(self, trial: int, state: TrialState) -> bool:
         """Whether this process, and no other one, moved a trial to a state."""

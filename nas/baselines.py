@@ -11,8 +11,9 @@ import onnx
 from nas.exporting import onnx_model
 from nas.recipes import load_recipe
 from nas.runs import Run
-from search_spaces.artifacts import atomic_path, read_json, write_json
+from search_spaces.artifacts import atomic_path, locked, read_json, write_json
 from search_spaces.progress import Progress
+from search_spaces.records import member, reading, record
 from supernets import Supernet, calibrated, resolution_of, train
 
 __all__ = ["BASELINE_VERSION", "Baseline", "read_baselines", "train_largest_alone"]
@@ -51,9 +52,10 @@ def train_largest_alone(run: Run, *, epochs: float, progress: Progress, stop: Ca
     alone = Supernet(run.space.restrict({gene.name: [gene.options[-1]] for gene in run.space.genes}), seed=run.settings["seed"])
     recipe = load_recipe("single", epochs=epochs)
     checkpoint = folder / f"{name}.safetensors"
-    trained = train(
-        alone, data, recipe, checkpoint=checkpoint, seed=run.settings["seed"], progress=progress, stop=stop, label="alone"
-    )
+    with locked(checkpoint, doing="training"):
+        trained = train(
+            alone, data, recipe, checkpoint=checkpoint, seed=run.settings["seed"], progress=progress, stop=stop, label="alone"
+        )
     resolution = resolution_of(largest, data)
     network = calibrated(alone, largest, data, seed=run.settings["seed"])
     model = onnx_model(network, data.test.batch([0, 1], resolution), {"space": run.space.key})
@@ -71,5 +73,9 @@ def read_baselines(run: Run) -> list[Baseline]:
 
 
 def _read(path: Path) -> Baseline:
-    value = read_json(path, "baseline", BASELINE_VERSION, make=f"nas demo --out {path.parent.parent}")
-    return Baseline(**{name: value[name] for name in Baseline.__dataclass_fields__ if name in value})
+    make = f"nas demo --out {path.parent.parent}"
+    value = read_json(path, "baseline", BASELINE_VERSION, make=make)
+    with reading(path, allowed="The record as nas demo or nas compare writes it", next_step=f"Remove it and run: {make}"):
+        baseline = record(Baseline, value)
+        member(path.parent.parent, baseline.file)
+    return baseline

@@ -26,11 +26,11 @@ class Budget:
     """What a demo may spend; the default takes four to six minutes on two cores.
 
     Attributes:
-        macs: multiply-accumulates of the largest network over all images that the supernet is trained on; the largest network
-            alone sees as many.
+        macs: multiply-accumulates of the largest network over all images that the supernet is trained on.
         largest_macs: of one image. Input sizes that take the largest network beyond it are left out: in minutes, more images
             teach more than more pixels.
-        finetune_share: of so many images, for fine-tuning the best network of the front after the search.
+        finetune_share: of so many images, for fine-tuning the best network of the front after the search. The largest network
+            alone sees as many as both together.
         augmented_from: epochs that make augmentation worth its while; with fewer, images are shown as they are.
         recipe: of the supernet.
         width: width multiplier of the space.
@@ -41,14 +41,14 @@ class Budget:
         limit_share: the latency limit, as a share of the largest network's estimated latency.
     """
 
-    macs: float = 2.1e11
+    macs: float = 1.1e11
     largest_macs: float = 5.5e6
-    finetune_share: float = 0.6
+    finetune_share: float = 0.5
     augmented_from: float = 5.0
     recipe: str = "quick"
     width: float = 0.5
-    samples: int = 44
-    scores: int = 80
+    samples: int = 36
+    scores: int = 64
     validation_images: int = 1000
     points: int = 12
     generations: int = 60
@@ -67,6 +67,7 @@ class DemoResult:
     exports: dict[str, Any]
     table_quality: dict[str, Any] | None
     training_seconds: float
+    supernet_images: int
     finetune_images: int
 
     @property
@@ -82,9 +83,9 @@ class DemoResult:
         rank = "" if spearman is None else f", Spearman {spearman:.3f}"
         return [
             f"front       {summary['networks']} networks, {summary['latency_span']:.1f}x apart in measured latency",
-            f"accuracy    best verified {summary['best_accuracy']:.1%} (fine-tuned on {self.finetune_images} images); the "
-            f"largest network alone, trained on the {self.baseline.images} images of the supernet, {alone.accuracy:.1%}; on "
-            f"{alone.images} test images",
+            f"accuracy    best verified {summary['best_accuracy']:.1%} (supernet and fine-tuning on {self.supernet_images} + "
+            f"{self.finetune_images} images); the largest network alone, on {self.baseline.images}, {alone.accuracy:.1%}; "
+            f"on {alone.images} test images",
             f"limit       kept by {summary['networks'] - summary['broken_limits']} of {summary['networks']} networks "
             f"on the device's clock",
             f"latency     promised against measured: median error {summary['latency_median_error']:.1%}{rank}",
@@ -107,7 +108,7 @@ class DemoResult:
             "verification": self.verification.summary(),
             "largest_alone_accuracy": self.verification.baselines[0].accuracy,
             "images": {
-                "supernet": self.baseline.images,
+                "supernet": self.supernet_images,
                 "largest_alone": self.baseline.images,
                 "finetune": self.finetune_images,
             },
@@ -138,7 +139,7 @@ def run_demo(
     images = load_data(data, seed=seed)
     folder = Path(out) if out is not None else Path("runs") / f"demo-{images.name}"
     run, epochs = _train(images, folder, budget, seed, stop, progress)
-    baseline = train_largest_alone(run, epochs=epochs, progress=progress, stop=stop)
+    baseline = train_largest_alone(run, epochs=(1 + budget.finetune_share) * epochs, progress=progress, stop=stop)
     table = api.profile(run.space, device=device, out=run.path, seed=seed, progress=progress)
     limit = f"{budget.limit_share * table.estimate(run.space.largest):.3g}ms"
     if not run.file("front.json").exists():
@@ -166,7 +167,8 @@ def run_demo(
         baseline=baseline,
         exports=exports_summary(exports),
         table_quality=table.quality.to_dict() if table.quality else None,
-        finetune_images=round(budget.finetune_share * epochs * len(run.data().train)),
+        supernet_images=_seen(run, epochs),
+        finetune_images=_seen(run, budget.finetune_share * epochs),
         training_seconds=float(read_json(run.file("training/log.json"), "training-log", 1, make="nas demo")["seconds"]),
     )
 
@@ -192,6 +194,12 @@ def _train(
     supernet = Supernet(space, seed=seed)
     run = api.train(supernet, images, out=folder, recipe=budget.recipe, epochs=epochs, seed=seed, stop=stop, progress=progress)
     return run, epochs
+
+
+def _seen(run: Run, epochs: float) -> int:
+    """Images that so many epochs show: whole batches. The demo's recipes have the same batch."""
+    batch = int(run.settings["recipe"]["batch"])
+    return round(epochs * (len(run.data().train) // batch)) * batch
 
 
 def _sides(space: SearchSpace) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from search_spaces import Architecture
 from search_spaces.artifacts import atomic_path, file_hash, made_by, read_json, write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
+from search_spaces.records import member, reading, record
 from supernets import ImageData, Network, export_onnx, resolution_of
 
 __all__ = ["Export", "export_points", "read_export", "write_onnx"]
@@ -64,15 +65,6 @@ class Export:
     torch_file: str | None = None
     program: str | None = None
 
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Export:
-        """The record in a file's JSON, that of an older version too."""
-        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
-        known["format"] = Format(**value.get("format", {}))
-        known["runtimes"] = tuple(RuntimeProof(**row) for row in value.get("runtimes", ()))
-        known["problems"] = tuple(value.get("problems", ()))
-        return cls(**known)
-
 
 def export_points(
     run: Run, points: Sequence[Point], *, form: Format, program: bool = False, force: bool, progress: Progress
@@ -108,8 +100,11 @@ def read_export(run: Run, arch_id: str) -> Export:
     """
     make = f"nas export {run.path} --pick {arch_id}"
     value = read_json(run.exports / f"{arch_id}.json", "export", EXPORT_VERSION, make=make)
-    export = Export.from_dict(value)
-    path = run.exports / export.file
+    with reading(
+        run.exports / f"{arch_id}.json", allowed="The record as nas export writes it", next_step=f"Run: {make} --force"
+    ):
+        export = record(Export, value)
+        path = member(run.exports, export.file)
     if not path.is_file() or file_hash(path) != export.sha256:
         raise UserError(
             f"{path} is missing or was changed since it was exported",
@@ -159,7 +154,7 @@ def _export(run: Run, point: Point, data: ImageData, form: Format, *, program: b
     body = asdict(export) | {"torch_file": torch_file.name, "program": program_file.name if program_file else None}
     body |= {"architecture": arch.to_dict(), "promised": point.values}
     write_json(run.exports / f"{arch.id}.json", "export", EXPORT_VERSION, body)
-    return Export.from_dict(body)
+    return replace(export, torch_file=torch_file.name, program=program_file.name if program_file else None)
 
 
 def _record(arch_id: str, path: Path, resolution: int, proof: Proof, form: Format, *, finetuned: bool) -> Export:

@@ -20,6 +20,7 @@ from search_spaces import Architecture
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
+from search_spaces.records import reading, record
 from supernets import ImageData, calibrated, evaluate, resolution_of, train
 
 __all__ = ["RankCheck", "RankPair", "check_ranks", "kendall"]
@@ -139,7 +140,8 @@ def _read(path: Path, settings: dict[str, Any]) -> RankPair:
                 allowed="All networks of a check have the same budget",
                 next_step=f"Give the same options, or remove {path.parent} to begin anew",
             )
-    return RankPair(**{name: value[name] for name in RankPair.__dataclass_fields__})
+    with reading(path, allowed="The record as nas rank-check writes it", next_step="Remove it and run the same command again"):
+        return record(RankPair, value)
 
 
 def kendall(

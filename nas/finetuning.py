@@ -15,7 +15,7 @@ from search_spaces import Architecture
 from search_spaces.artifacts import value_hash
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import ImageData, Recipe, Supernet, calibrated, load_tensors, save_tensors, train
+from supernets import ImageData, Recipe, Supernet, calibrated, load_tensors, load_weights, save_tensors, train
 
 __all__ = ["deployed_network", "find_network", "finetune_network", "only"]
 
@@ -120,7 +120,7 @@ def deployed_network(run: Run, arch: Architecture, data: ImageData) -> nn.Module
         return calibrated(run.supernet(), arch, data, seed=seed)
     tensors, _ = load_tensors(path, "finetuned", FINETUNED_VERSION, make=f"nas finetune {run.path} --pick {arch.id}")
     alone = only(run, arch)
-    alone.load_state_dict(tensors)
+    load_weights(alone, tensors, source=str(path))
     return calibrated(alone, arch, data, seed=seed)
 
 

@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from typing import Any
 from search_spaces import Choice, ElasticSpace
 from search_spaces.artifacts import file_hash, read_json, write_json
 from search_spaces.errors import UserError, unknown_name
+from search_spaces.records import parse_toml, reading
 from supernets.vision import install
 
 __all__ = ["RecordedModel", "find_model", "read_choices", "recorded_space", "remember"]
@@ -109,10 +109,8 @@ def read_choices(path: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise UserError(f"choices file {path} does not exist", allowed="A TOML file", next_step="Correct the path")
-    try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}", allowed=_ALLOWED_CHOICES, next_step="Correct that line") from None
+    with reading(path, allowed=_ALLOWED_CHOICES, next_step="Correct that line"):
+        value = parse_toml(path)
     fixed, rules = value.pop("fixed", {}), value.pop("rules", {})
     if not isinstance(fixed, dict):
         raise _bad(path, "fixed", fixed)
@@ -138,7 +136,7 @@ def _options(path: Path, name: str, value: Any) -> list[Any]:
 
 
 def _bad(path: Path, name: str, value: Any) -> UserError:
-    return UserError(f"{path}: {name} = {value!r}", allowed=_ALLOWED_CHOICES, next_step="Correct that line")
+    return UserError(f"{path}: {name} = {value!r:.200}", allowed=_ALLOWED_CHOICES, next_step="Correct that line")
 
 
 # ---- what a run remembers ---------------------------------------------------------------------------------------
@@ -247,6 +245,11 @@ def _found_again(file: Path, function: str, module: str) -> Callable[..., Any]:
 
 def recorded_space(run: Path, value: Mapping[str, Any]) -> ElasticSpace:
     """The elastic space that a run's description holds; its constructor is loaded when a network is first built."""
+    with reading(run / "run.json", allowed="The space as nas train-supernet writes it", next_step="Restore it from a copy"):
+        return _recorded_space(run, value)
+
+
+def _recorded_space(run: Path, value: Mapping[str, Any]) -> ElasticSpace:
     from supernets import elastic_space, fused
 
     bare = ElasticSpace.from_dict(value)

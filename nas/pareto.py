@@ -15,6 +15,7 @@ from nas.objectives import KNOWN, kind_of, parse_limits
 from search_spaces import Architecture, SearchSpace
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.errors import UserError
+from search_spaces.records import reading, record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,26 +198,42 @@ class ParetoFront:
         """
         file = Path(path)
         value = read_json(file, "front", FRONT_VERSION, make=f"nas search {file.parent}")
-        try:
+        with reading(
+            file, allowed="The file as nas search writes it", next_step=f"Remove it and run: nas search {file.parent}"
+        ):
             space = search_spaces.from_dict(value["space"])
             parts = {name: cls._from(space, part) for name, part in value.get("parts", {}).items()}
             return replace(cls._from(space, value), parts=parts, records=dict(value.get("records", {})))
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{file} is damaged ({error!r})",
-                allowed="The file as nas search writes it",
-                next_step=f"Remove it and run: nas search {file.parent}",
-            ) from None
 
     @classmethod
     def _from(cls, space: SearchSpace, value: Mapping[str, Any]) -> ParetoFront:
-        points = tuple(
-            Point(space.architecture(**p["architecture"]), dict(p["values"]), dict(p["std"]), tuple(p.get("measured", ())))
-            for p in value["points"]
-        )
-        listed = value["objectives"]
-        objectives = dict(listed) if isinstance(listed, dict) else {name: usual_direction(name) for name in listed}
-        return cls(space, points, objectives, dict(value["limits"]), dict(value["provenance"]))
+        found = record(_Stored, value)
+        points = tuple(Point(space.architecture(**p.architecture), p.values, p.std, tuple(p.measured)) for p in found.points)
+        listed = found.objectives
+        objectives = dict(listed) if isinstance(listed, dict) else {str(name): usual_direction(str(name)) for name in listed}
+        if not objectives or not set(objectives.values()) <= {"max", "min"}:
+            raise ValueError(f"the objectives are {listed!r:.60}")
+        if any(not objectives.keys() <= point.values.keys() for point in points):
+            raise ValueError("a network lacks the value of an objective")
+        return cls(space, points, objectives, found.limits, found.provenance)
+
+
+@dataclass(frozen=True)
+class _StoredPoint:
+    architecture: dict[str, Any]
+    values: dict[str, float]
+    std: dict[str, float]
+    measured: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A front as JSON has it."""
+
+    points: list[_StoredPoint]
+    objectives: Any
+    limits: dict[str, float]
+    provenance: dict[str, Any]
 
 
 def usual_direction(name: str) -> str:

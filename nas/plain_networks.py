@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from search_spaces.artifacts import atomic_path
 from search_spaces.errors import UserError
 from search_spaces.layers import parse_layer
+from search_spaces.records import reading
 from supernets import Network, load_tensors, save_tensors
 
 __all__ = ["load_network", "save_network", "save_program"]
@@ -53,7 +54,8 @@ def load_network(path: str | Path, *, build: Callable[[], nn.Module] | None = No
     if build is not None:
         network = build()
     elif "layers" in header:
-        network = Network([parse_layer(key) for key in header["layers"]], header["traits"])
+        with reading(file, allowed="The file as nas export writes it", next_step=f"Run: {make}"):
+            network = _built(header, tensors)
     else:
         raise UserError(
             f"{file} holds a network of your own code",
@@ -71,6 +73,14 @@ def load_network(path: str | Path, *, build: Callable[[], nn.Module] | None = No
         ) from None
     network.about = about  # type: ignore[assignment]  # torch lets modules carry what they like
     return network.eval()
+
+
+def _built(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The network that a description names, not larger than the tensors beside it; ValueError for what is none."""
+    layers = [parse_layer(key) for key in header["layers"]]
+    if sum(layer.params for layer in layers) > sum(tensor.numel() for tensor in tensors.values()):
+        raise ValueError("its layers have more parameters than its tensors")
+    return Network(layers, header["traits"])
 
 
 def save_program(path: Path, network: nn.Module, example: Tensor, *, batch: int | None) -> None:

@@ -9,7 +9,7 @@ validation images here; test images and clocks are `nas.verify`'s, and whether I
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from nas.runs import Run
 from search_spaces.artifacts import atomic_path, file_hash, read_json, write_json
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
+from search_spaces.records import member, reading, record
 from supernets import train_rounded
 
 __all__ = ["LayerLoss", "Quantised", "quantise_points", "read_quantised"]
@@ -101,13 +102,6 @@ class Quantised:
         """Whether the loss is within what was allowed."""
         return self.loss <= self.allowed_loss
 
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Quantised:
-        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
-        known["kept"] = tuple(value["kept"])
-        known["sensitivity"] = tuple(LayerLoss(**row) for row in value["sensitivity"])
-        return cls(**known)
-
 
 def quantise_points(
     run: Run,
@@ -159,12 +153,14 @@ def read_quantised(run: Run, export: Export) -> Quantised | None:
     Raises:
         UserError: its file is missing or was changed, or it was made from another export of the network.
     """
-    record = run.exports / f"{export.id}-int8.json"
-    if not record.exists():
+    source = run.exports / f"{export.id}-int8.json"
+    if not source.exists():
         return None
     make = f"nas quantize {run.path} --pick {export.id} --force"
-    found = Quantised.from_dict(read_json(record, "quantised", QUANTISED_VERSION, make=make))
-    path = run.exports / found.file
+    value = read_json(source, "quantised", QUANTISED_VERSION, make=make)
+    with reading(source, allowed="The record as nas quantize writes it", next_step=f"Run: {make}"):
+        found = record(Quantised, value)
+        path = member(run.exports, found.file)
     if not path.is_file() or file_hash(path) != found.sha256:
         raise UserError(f"{path} is missing or was changed", allowed="The file that was written", next_step=f"Run: {make}")
     if found.source != export.sha256:

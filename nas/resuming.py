@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 from nas.api.defaults import DEFAULT_DEVICE
 from nas.objectives import OF_DEVICES, kind_of
 from nas.pareto import ParetoFront
+from nas.tables import STORED
 from search_spaces.errors import UserError
+from search_spaces.records import reading, record
 
 __all__ = ["Request", "wanted"]
 
@@ -37,6 +40,15 @@ class Request:
         }
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A request as JSON has it."""
+
+    devices: list[str]
+    objectives: list[str] | None
+    limits: dict[str, Any]
+
+
 def wanted(
     before: Path,
     devices: Sequence[str],
@@ -61,6 +73,12 @@ def wanted(
         )
     old = _of(before) if resume and before.exists() else Request((DEFAULT_DEVICE,), None, {})
     chosen = tuple(dict.fromkeys(devices)) or old.devices
+    if not devices and (far := [name for name in chosen if "://" in name and not name.startswith(STORED)]):
+        raise UserError(
+            f"{before} was searched for {', '.join(far)}",
+            allowed="A file opens no connection: a device elsewhere is named with the command",
+            next_step="Name it again: " + " ".join(f"--device {shlex.quote(name)}" for name in chosen),
+        )
     kept = old.objectives if chosen == old.devices else None
     if limits is None:
         gone = {name for name in old.limits if "@" in name and name.partition("@")[2] not in chosen}
@@ -72,8 +90,9 @@ def _of(path: Path) -> Request:
     front = ParetoFront.load(path)
     request = front.records.get("request")
     if request is not None:
-        objectives = request["objectives"]
-        return Request(tuple(request["devices"]), None if objectives is None else tuple(objectives), dict(request["limits"]))
+        with reading(path, allowed="The file as nas search writes it", next_step="Search anew with --force"):
+            found = record(_Stored, request)
+        return Request(tuple(found.devices), None if found.objectives is None else tuple(found.objectives), found.limits)
     device = str(front.provenance.get("device", DEFAULT_DEVICE))
     return Request((device,), tuple(front.objectives), _named(front.limits, device))
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import os
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import search_spaces
 from search_spaces import ElasticSpace, SearchSpace
-from search_spaces.artifacts import first_difference, read_json, value_hash, write_json
+from search_spaces.artifacts import LOCK, PARTIAL, first_difference, locked, read_json, value_hash, write_json
 from search_spaces.errors import UserError
+from search_spaces.records import reading, record
 from supernets.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -55,15 +57,18 @@ class Run:
         """
         folder = Path(path)
         value = read_json(folder / "run.json", "run", RUN_VERSION, make=_TRAIN.replace("RUN", str(folder)))
-        settings: dict[str, Any] = {key: value[key] for key in (*_SETTINGS, "weights") if key in value}
-        if any(key not in settings for key in _SETTINGS):
-            raise UserError(
-                f"{folder / 'run.json'} is incomplete",
-                allowed="It names space, data, recipe and seed",
-                next_step=f"Make a new run with: {_TRAIN}",
-            )
-        # The recipe of an older version lacks the newer fields: they had no other values then than their defaults now.
-        settings["recipe"] = Recipe.from_dict(settings["recipe"], source=str(folder / "run.json")).to_dict()
+        with reading(
+            folder / "run.json", allowed="It names space, data, recipe and seed", next_step=f"Make a new run with: {_TRAIN}"
+        ):
+            settings = asdict(record(_Settings, value))
+            if settings["weights"] is None:
+                del settings["weights"]
+            # The recipe of an older version lacks the newer fields: they had no other values then than their defaults now.
+            settings["recipe"] = Recipe.from_dict(settings["recipe"], source=str(folder / "run.json")).to_dict()
+            for name in ("source", "hash"):
+                if not isinstance(settings["data"][name], str):
+                    raise ValueError(f"the data's {name} is {settings['data'][name]!r:.40}")
+        _refuse_links(folder)
         return cls(folder, settings)._with(space)
 
     def _with(self, space: SearchSpace | None) -> Run:
@@ -104,14 +109,16 @@ class Run:
                         next_step="Choose another folder with --out, or give the run's own settings",
                     )
             return run._with(space)
-        if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {"tables"}):
+        if folder.exists() and not _is_free(folder):
             raise UserError(
                 f"{folder} exists and is not a run",
                 allowed="A new or empty folder",
                 next_step="Choose another one with --out",
             )
-        write_json(folder / "run.json", "run", RUN_VERSION, settings)
-        return cls(folder, settings)._with(space)
+        with locked(folder / "run.json", doing="making"):
+            if not (folder / "run.json").exists():
+                write_json(folder / "run.json", "run", RUN_VERSION, settings)
+        return cls.create(folder, settings, space=space)  # it may be what another process has just made
 
     # ---- files ----
 
@@ -179,6 +186,13 @@ class Run:
     def _supernet(self) -> Supernet:
         from supernets import Supernet, load_weights
 
+        stored = sum(tensor.numel() for tensor in self._weights[0].values())
+        if self.space.params(self.space.largest) > stored:  # else it would be built first, however large it is
+            raise UserError(
+                f"{self.weights} holds {stored:,} numbers, the largest network of {self.space.key} has more",
+                allowed="The weights of the run's own space",
+                next_step="Restore the run's files from a copy, or train anew in another folder",
+            )
         supernet = Supernet(self.space)
         load_weights(supernet, self._weights[0], source=str(self.weights))
         return supernet.eval()
@@ -202,6 +216,41 @@ class Run:
                 f"{self.path} is not trained to the end", allowed="A finished supernet", next_step=f"Resume it with: {make}"
             )
         return make
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a run may be made in a folder: it holds nothing but tables and what a killed process left."""
+    names = {path.name for path in folder.iterdir()} - {"tables"} if folder.is_dir() else {""}
+    return all(name.startswith(".") and (name.startswith(PARTIAL) or name.endswith(LOCK)) for name in names)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What ``run.json`` says."""
+
+    space: dict[str, Any]
+    data: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: int
+    weights: dict[str, Any] | None = None
+
+
+def _refuse_links(folder: Path) -> None:
+    """Nothing in a run folder may lead out of it: what is written there stays there, whoever made the folder.
+
+    Raises:
+        UserError: a symbolic link to something outside.
+    """
+    inside = folder.resolve()
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise UserError(
+                    f"{path} is a link out of the run folder",
+                    allowed="Files and folders of the run's own, or links between them",
+                    next_step="Replace it by a copy of what it points to, or remove it",
+                )
 
 
 def _brief(value: Any) -> str:

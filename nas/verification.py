@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from scipy.stats import spearmanr
 
 from nas.pareto import non_dominated
 from search_spaces.artifacts import read_json, write_json
-from search_spaces.errors import UserError
+from search_spaces.records import reading, record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,7 @@ __all__ = ["Excess", "Timed", "Verification", "Verified", "excess_of", "wilson_i
 
 VERIFIED_VERSION = 2  # version 1 had neither INT8 twins nor files that were only timed
 NORMAL_95 = 1.96
+ROUNDING = 1e-9  # of bounds: those of 0 and 1 are not exact
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Verified:
     Attributes:
         promised: accuracy (fraction) and latency (ms) as the front has them; empty where nothing was promised.
         accuracy: on the test images; ``accuracy_low`` and ``accuracy_high`` bound its 95 % interval.
-        latency_ms: median; ``latency_p10_ms`` and ``latency_p90_ms`` over the samples.
+        latency_ms: undisturbed, which is what tables promise; ``latency_p10_ms`` and ``latency_p90_ms`` over the samples.
         broken: limits that the verified values break, as text.
         finetuned: trained on after the promise was made.
         precision: ``"fp32"`` or ``"int8"``.
@@ -180,28 +182,28 @@ class Verification:
         """
         make = f"nas verify {path.parent}"
         value = read_json(path, "verification", VERIFIED_VERSION, make=make)
-        try:
-            return cls._parsed(value)
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is damaged ({error!r})", allowed="The file as nas verify writes it", next_step=f"Run: {make}"
-            ) from None
+        with reading(path, allowed="The file as nas verify writes it", next_step=f"Run: {make}"):
+            found = record(cls, value)
+            for row in [*found.networks, *found.baselines, *found.quantised]:
+                _check(row)
+            for timed in found.timed:
+                _check_times(timed)
+        return found
 
-    @classmethod
-    def _parsed(cls, value: Mapping[str, Any]) -> Verification:
-        def rows(name: str) -> list[Verified]:
-            return [Verified(**row) for row in value.get(name, [])]
 
-        excess = value.get("excess")
-        return cls(
-            value["device"],
-            value["clock"],
-            [Verified(**row) for row in value["networks"]],
-            [Verified(**row) for row in value["baselines"]],
-            rows("quantised"),
-            [Timed(**row) for row in value.get("timed", [])],
-            None if excess is None else Excess(**excess),
-        )
+def _check(row: Verified) -> None:
+    """ValueError for what no test set and no clock says."""
+    ascending = [0.0, row.accuracy_low, row.accuracy, row.accuracy_high, 1.0]
+    if row.images < 1 or not 0 <= row.accuracy <= 1 or any(b < a - ROUNDING for a, b in itertools.pairwise(ascending)):
+        raise ValueError(f"{row.id}: accuracy {row.accuracy} of {row.images} images")
+    if row.promised and not row.promised.keys() >= {"accuracy", "latency"}:
+        raise ValueError(f"{row.id}: neither accuracy nor latency was promised")
+    _check_times(row)
+
+
+def _check_times(row: Verified | Timed) -> None:
+    if not 0 < row.latency_p10_ms <= row.latency_p90_ms or row.latency_ms <= 0:
+        raise ValueError(f"{row.id}: {row.latency_ms} ms")
 
 
 def excess_of(promised: Sequence[float], right: NDArray[np.bool_]) -> Excess | None:

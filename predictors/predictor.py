@@ -15,6 +15,7 @@ from predictors.models import AUTO, FOLDS, HIDDEN_LAYERS, PREDICTORS, folds
 from search_spaces import Architecture, SearchSpace
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.errors import UserError, unknown_name
+from search_spaces.records import reading, record
 
 __all__ = ["ArchitecturePredictor", "Prediction", "build"]
 
@@ -22,6 +23,7 @@ Values = NDArray[np.float64]
 Archs = Architecture | Sequence[Architecture] | NDArray[np.int64]
 FEWEST = 2 * FOLDS
 PREDICTOR_VERSION = 1
+MOST_WIDTH, MOST_LAYERS = 10_000, 32  # of a network that a file may ask for
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,17 @@ class Prediction:
 
     mean: Values
     std: Values
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A predictor as JSON has it."""
+
+    predictor: str
+    shares: bool
+    hidden_layer_sizes: list[int]
+    architectures: list[list[int]]
+    values: list[float]
 
 
 class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -138,17 +151,16 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
         """
         file = Path(path)
         value = read_json(file, "predictor", PREDICTOR_VERSION, make="predictor.save(path)")
-        try:
+        with reading(file, allowed="The file as predictor.save writes it", next_step="Fit the predictor again and save it"):
             space = search_spaces.from_dict(value["space"])
-            layers = tuple(value["hidden_layer_sizes"])
-            rows = np.array(value["architectures"], dtype=np.int64)
-            return cls(value["predictor"], space, bool(value["shares"]), layers).fit(rows, value["values"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{file} is damaged ({error!r})",
-                allowed="The file as predictor.save writes it",
-                next_step="Fit the predictor again and save it",
-            ) from None
+            found = record(_Stored, value)
+            if not found.hidden_layer_sizes or not all(0 < width <= MOST_WIDTH for width in found.hidden_layer_sizes):
+                raise ValueError(f"hidden layers of {found.hidden_layer_sizes!r:.60}")
+            if len(found.hidden_layer_sizes) > MOST_LAYERS:
+                raise ValueError(f"{len(found.hidden_layer_sizes)} hidden layers")
+            rows = np.array(found.architectures, dtype=np.int64)
+            predictor = cls(found.predictor, space, found.shares, tuple(found.hidden_layer_sizes))
+            return predictor.fit(rows, found.values)
 
     def score(self, archs: Archs, values: ArrayLike) -> float:
         """Coefficient of determination of the mean."""

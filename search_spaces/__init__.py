@@ -13,6 +13,7 @@ from search_spaces.errors import UserError, unknown_name
 from search_spaces.layers import Layer
 from search_spaces.mobilenet import ofa_mobilenet_v3, ofa_proxyless, small_mobilenet
 from search_spaces.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from search_spaces.records import reading
 from search_spaces.resnet import ofa_resnet50
 from search_spaces.rows import Choice
 from search_spaces.space import SPACE_VERSION, SearchSpace
@@ -71,24 +72,25 @@ def from_dict(value: Mapping[str, Any]) -> SearchSpace:
     Raises:
         UserError: not a space's JSON, or a family or option that this version does not have.
     """
-    try:
-        name, parameters, genes = value["name"], value["parameters"], value["genes"]
-        if value.get("version", 1) > SPACE_VERSION:
-            raise UserError(
-                f"search space '{name}' has format version {value['version']}",
-                allowed=f"This toolkit reads versions 1 to {SPACE_VERSION}",
-                next_step="Install a newer one: pip install --upgrade hwnas",
-            )
-        if "rules" in value:
-            return ElasticSpace.from_dict(value)
-        structure = {key: Choice.from_dict(choice) for key, choice in value.get("structure", {}).items()}
-        if name not in FAMILIES:
-            return SearchSpace(structure or genes, name=name, parameters=parameters).restrict(genes)
-        sizes = structure["resolution"].options if structure else genes["resolution"]
-        return build(name, **parameters, resolution=sizes).restrict(genes)
-    except (KeyError, TypeError, AttributeError) as error:
+    allowed = "The JSON of a search space has name, parameters and genes"
+    with reading("a search space", allowed=allowed, next_step="Write one with space.to_dict()"):
+        return _from_dict(value)
+
+
+def _from_dict(value: Mapping[str, Any]) -> SearchSpace:
+    name, parameters, genes = value["name"], value["parameters"], value["genes"]
+    if not isinstance(name, str) or not isinstance(parameters, dict) or not isinstance(genes, dict):
+        raise ValueError("name, parameters or genes are of another kind")
+    if value.get("version", 1) > SPACE_VERSION:
         raise UserError(
-            f"this is not the JSON of a search space ({error!r})",
-            allowed="It has name, parameters and genes",
-            next_step="Write one with space.to_dict()",
-        ) from None
+            f"search space '{name}' has format version {value['version']}",
+            allowed=f"This toolkit reads versions 1 to {SPACE_VERSION}",
+            next_step="Install a newer one: pip install --upgrade hwnas",
+        )
+    if "rules" in value:
+        return ElasticSpace.from_dict(value)
+    structure = {key: Choice.from_dict(choice) for key, choice in value.get("structure", {}).items()}
+    if name not in FAMILIES:
+        return SearchSpace(structure or genes, name=name, parameters=parameters).restrict(genes)
+    sizes = structure["resolution"].options if structure else genes["resolution"]
+    return build(name, **parameters, resolution=sizes).restrict(genes)

@@ -17,6 +17,7 @@ from search_spaces.errors import UserError
 __all__ = ["Choice", "Gene", "RowSpace", "Rows", "as_choice", "genes_of"]
 
 Rows = NDArray[np.int64]  # (N, genes)
+MOST_POSITIONS = 10_000  # of a choice that a file describes
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,14 @@ class Choice:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Choice:
         """The inverse of `dataclasses.asdict`, from JSON."""
-        rules, at = value["active_if"], value["at"]
+        rules, at, length = value["active_if"], value["at"], value["length"]
+        if length is not None and (type(length) is not int or not 0 < length <= MOST_POSITIONS):
+            raise ValueError(f"a choice has {length!r:.40} positions")
+        if any(part is not None and len(part) != length for part in (rules, at)):
+            raise ValueError("a choice has other rules or options than positions")
         return cls(
             tuple(value["options"]),
-            value["length"],
+            length,
             None if rules is None else tuple(None if rule is None else (rule[0], tuple(rule[1])) for rule in rules),
             None if at is None else tuple(tuple(options) for options in at),
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import UserError
 from supernets.data_sources import HOLD_OUT, PARTS
+from supernets.packed import check_unpacked
 
 __all__ = ["ArraySplit", "Arrays", "array_statistics", "read_arrays"]
 
@@ -85,13 +86,17 @@ def read_arrays(path: Path) -> Arrays:
     Raises:
         UserError: missing or damaged, arrays that do not fit one another, values that are not finite numbers.
     """
+    if not path.is_file():
+        raise _bad(path, "does not exist")
     try:
+        with zipfile.ZipFile(path) as packed:  # no more is read of a part than what is declared here
+            check_unpacked(sum(part.file_size for part in packed.infolist()), packed=path.stat().st_size)
         with np.load(path, allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files}
-    except FileNotFoundError:
-        raise _bad(path, "does not exist") from None
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise _bad(path, f"cannot be read ({error})") from None
+            if odd := [name for name, value in found.items() if not isinstance(value, np.ndarray)]:
+                raise ValueError(f"'{odd[0]}' is not an array")
+    except Exception as error:  # noqa: BLE001 (a damaged archive raises whatever the reader happens to come across)
+        raise _bad(path, f"cannot be read ({error!s:.300})") from None
     parts = {part: (f"x{end}", f"y{end}") for part, end in zip(PARTS, ("", "_val", "_test"), strict=True)}
     if missing := [name for name in parts["train"] if name not in found]:
         raise _bad(path, f"has no array '{missing[0]}'")

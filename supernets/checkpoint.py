@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from search_spaces.artifacts import atomic_path, made_by
+from search_spaces.artifacts import atomic_path, made_by, value_hash
 from search_spaces.errors import UserError
+from search_spaces.records import parse_json
 
 __all__ = ["load_tensors", "save_tensors"]
 
@@ -26,7 +27,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, version: 
         UserError: the disk is full, or the folder cannot be written to.
     """
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    header = {"kind": kind, "version": version, "made_by": made_by(), "checksum": _checksum(plain), **meta}
+    about = {"kind": kind, "version": version, "made_by": made_by(), **meta}
+    header = {**about, "checksum": _checksum(plain), "about_checksum": value_hash(about)}
     try:
         with atomic_path(path) as temporary:
             save_file(plain, temporary, metadata={"hwnas": json.dumps(header, allow_nan=False)})
@@ -53,20 +55,22 @@ def load_tensors(path: Path, kind: str, version: int, *, make: str) -> tuple[dic
         raise UserError(f"{path} does not exist", allowed=allowed, next_step=f"Make it with: {make}")
     try:
         with safe_open(path, framework="pt") as stream:
-            header = json.loads((stream.metadata() or {})["hwnas"])
+            header = parse_json((stream.metadata() or {})["hwnas"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         found, number, checksum = header["kind"], header["version"], header["checksum"]
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OSError, MemoryError) as error:
         raise _damaged(path, str(error), allowed, make) from None
     if found != kind:
-        raise UserError(f"{path} holds '{found}'", allowed=allowed, next_step=f"Make one with: {make}")
-    if not isinstance(number, int) or not 1 <= number <= version:
+        raise UserError(f"{path} holds '{found!s:.60}'", allowed=allowed, next_step=f"Make one with: {make}")
+    if type(number) is not int or not 1 <= number <= version:
         raise UserError(
-            f"{path} has format version {number}, made by {header.get('made_by')}",
+            f"{path} has format version {number!r:.60}, made by {header.get('made_by')!s:.60}",
             allowed=allowed,
             next_step="Install a newer version of the toolkit: pip install --upgrade hwnas",
         )
-    if checksum != _checksum(tensors):
+    about = {name: value for name, value in header.items() if name not in ("checksum", "about_checksum")}
+    known = header.get("about_checksum")  # files of before have none
+    if checksum != _checksum(tensors) or (known is not None and known != value_hash(about)):
         raise _damaged(path, "its checksum does not match", allowed, make)
     return tensors, header
 

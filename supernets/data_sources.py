@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib
 import re
@@ -18,6 +17,7 @@ from search_spaces.artifacts import value_hash
 from search_spaces.errors import UserError, unknown_name
 from supernets.augment import FilePixels, ImageFile, Pixels, StoredPixels, read_header, resize
 from supernets.image_tables import read_tables
+from supernets.packed import gunzip
 
 __all__ = ["PARTS", "ImagePool", "read_pool"]
 
@@ -154,8 +154,8 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             next_step="Get it with: apt-get install dataset-fashion-mnist",
         )
     try:
-        raw = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
+        raw = gunzip(path)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _damaged(path, str(error)) from None
     start = 4 + 4 * dimensions
     if len(raw) < start or raw[:4] != bytes([0, 0, 8, dimensions]):
@@ -215,11 +215,13 @@ def _cifar_binary(kind: str, folder: Path, names_file: str, files: dict[str, lis
     if labels.max() >= classes:
         raise _damaged(folder, f"label {labels.max()} in a set of {classes} classes")
     meta = folder / names_file
-    names = meta.read_text(encoding="utf-8").split() if meta.is_file() else [str(label) for label in range(classes)]
+    names = [str(label) for label in range(classes)]
+    if meta.is_file():
+        names = meta.read_text(encoding="utf-8", errors="replace").split()[:classes]
+        if len(set(names)) != classes:
+            raise _damaged(meta, f"it names {len(set(names))} classes, not {classes}")
     images = table[:, head:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return _stored(
-        kind.lower(), images, labels, np.concatenate(part), hold_out={"val": 0.1}, class_names=names[:classes], flip=True
-    )
+    return _stored(kind.lower(), images, labels, np.concatenate(part), hold_out={"val": 0.1}, class_names=names, flip=True)
 
 
 def _cifar_python(kind: str, path: Path) -> ImagePool:

@@ -101,8 +101,8 @@ class TrainingLog:
     def _rows(self) -> list[dict[str, str]]:
         if self.path is None or not self.path.exists():
             return []
-        with self.path.open(newline="", encoding="utf-8") as stream:
-            return [row for row in csv.DictReader(stream) if None not in row.values()]  # a crash may leave half a row
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as stream:
+            return [row for row in csv.DictReader(stream) if _is_whole(row)]
 
     def seen(self, images: int) -> None:
         """Count training images of the step that was just made."""
@@ -130,6 +130,14 @@ class TrainingLog:
         """Write out what TensorBoard holds back."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _is_whole(row: dict[str, str]) -> bool:
+    """Whether a row is one that was written here: a crash may leave half of one."""
+    try:
+        return row.keys() == set(COLUMNS) and None not in row.values() and int(row["step"]) >= 0 <= float(row["seconds"])
+    except ValueError:
+        return False
 
 
 _SCALARS: Sequence[str] = ("images_per_s",)

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import UserError
 from supernets.augment import ImageFile
+from supernets.packed import check_unpacked
 
 __all__ = ["ImageTables", "read_tables"]
 
 _WORDS = {"train": 0, "test": 2, "val": 1}  # word in the file's name -> index of the split; the first that fits
+BATCH = 256  # rows in memory beside what is kept
 _IMAGE_COLUMNS = ("jpeg", "image", "img", "bytes", "png")
 _LABEL_COLUMNS = ("label", "fine_label")
 
@@ -111,20 +113,33 @@ def _read(file: Path) -> tuple[list[bytes], NDArray[np.int64]]:
             next_step="Install it with: pip install 'hwnas[parquet]'",
         ) from None
     try:
-        columns = parquet.read_schema(file).names
-        image, label = _pick(file, columns, _IMAGE_COLUMNS), _pick(file, columns, _LABEL_COLUMNS)
-        table = parquet.read_table(file, columns=[image, label])
-    except (arrow.ArrowException, OSError) as error:
-        raise _bad_table(file, f"it cannot be read ({error})") from None
-    if not arrow.types.is_integer(table.schema.field(label).type) or table[label].null_count:
-        raise _bad_table(file, f"column {label} is not an integer for every row")
+        with parquet.ParquetFile(file) as stored:
+            columns = stored.schema_arrow.names
+            image, label = _pick(file, columns, _IMAGE_COLUMNS), _pick(file, columns, _LABEL_COLUMNS)
+            if not arrow.types.is_integer(stored.schema_arrow.field(label).type):
+                raise _bad_table(file, f"column {label} is not an integer")
+            return _rows(file, stored, image, label)
+    except (arrow.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
+        raise _bad_table(file, f"it cannot be read ({error!s:.300})") from None
+
+
+def _rows(file: Path, stored: Any, image: str, label: str) -> tuple[list[bytes], NDArray[np.int64]]:
+    """Batch by batch: a table can name one large image a million times, and be small."""
     images: list[bytes] = []
-    for row, cell in enumerate(table[image].to_pylist()):
-        content = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not isinstance(content, bytes):
-            raise _bad_table(file, f"column {image}, row {row} holds no encoded image but {type(content).__name__}")
-        images.append(content)
-    return images, np.asarray(table[label].to_numpy(), np.int64)
+    labels: list[int] = []
+    unpacked, packed = 0, file.stat().st_size
+    for batch in stored.iter_batches(BATCH, columns=[image, label]):
+        for cell, number in zip(batch.column(image).to_pylist(), batch.column(label).to_pylist(), strict=True):
+            content = cell.get("bytes") if isinstance(cell, dict) else cell
+            if not isinstance(content, bytes):
+                raise _bad_table(file, f"column {image}, row {len(images)} holds no encoded image but {type(content).__name__}")
+            if number is None:
+                raise _bad_table(file, f"column {label} is empty in row {len(images)}")
+            images.append(content)
+            labels.append(number)
+            unpacked += len(content)
+        check_unpacked(unpacked, packed=packed)
+    return images, np.array(labels, np.int64)
 
 
 def _pick(file: Path, columns: Sequence[str], known: Sequence[str]) -> str:

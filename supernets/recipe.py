@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from search_spaces.errors import UserError
+from search_spaces.records import parse_toml, reading
 
 __all__ = ["PhaseSettings", "Recipe"]
 
@@ -124,10 +124,8 @@ class Recipe:
         """Read a TOML file; the recipe's name is the file's unless it names itself."""
         if not path.is_file():
             raise UserError(f"recipe {path} does not exist", allowed="A TOML file", next_step="See: nas train-supernet --help")
-        try:
-            value = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: {error}", allowed="A TOML file", next_step="Correct that line") from None
+        with reading(path, allowed="A recipe is a TOML file", next_step="Correct that line"):
+            value = parse_toml(path)
         return cls.from_dict({"name": path.stem} | value, source=str(path))
 
 

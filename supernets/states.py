@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from search_spaces.artifacts import atomic_path, first_difference, value_hash
 from search_spaces.errors import UserError
+from search_spaces.records import reading, record
 from supernets.checkpoint import load_tensors, save_tensors
 from supernets.recipe import Recipe
 
@@ -21,6 +23,21 @@ KIND = "training-checkpoint"
 GROUPS = ("supernet", "teacher", "optimiser", "average")
 
 Groups = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a state says of itself, as far as training goes on with it; older versions lack the later fields."""
+
+    step: int
+    log: list[dict[str, Any]]
+    noted: int = 0
+    good_step: int = 0
+    parts: int = 1
+    lr_scale: float = 1.0
+    best: float = 0.0
+    scaler: dict[str, Any] | None = None
+    averaged: int = 0
 
 
 class CheckpointFile:
@@ -72,14 +89,17 @@ class CheckpointFile:
         path = self._good if good else self.path
         assert path is not None
         tensors, meta = load_tensors(path, KIND, CHECKPOINT_VERSION, make="nas train-supernet")
-        self._same_run(path, meta)
-        losses = tensors.pop("losses")
-        groups: Groups = {group: {} for group in GROUPS}
-        for label, tensor in tensors.items():
-            group, name = label.split(".", 1)
-            if group == "momentum":
-                group, name = "optimiser", f"momentum_buffer.{name}"
-            groups[group][name] = tensor
+        with reading(path, allowed="A state as training saves it", next_step="Restore it from a copy, or train anew"):
+            self._same_run(path, meta)
+            if record(_State, meta).step < 0:
+                raise ValueError(f"step {meta['step']}")
+            losses = tensors.pop("losses")
+            groups: Groups = {group: {} for group in GROUPS}
+            for label, tensor in tensors.items():
+                group, name = label.split(".", 1)
+                if group == "momentum":
+                    group, name = "optimiser", f"momentum_buffer.{name}"
+                groups[group][name] = tensor
         return groups, losses, meta
 
     def _same_run(self, path: Path, meta: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
+from search_spaces.records import reading
 from supernets.calibration import calibrated
 from supernets.checks import check_training
 from supernets.data import ImageData, shown_to
@@ -27,7 +28,7 @@ from supernets.recipe import Recipe
 from supernets.sorting import sort_channels
 from supernets.states import CheckpointFile
 from supernets.steps import Steps, networks_per_step
-from supernets.supernet import Supernet
+from supernets.supernet import Supernet, load_weights
 
 __all__ = ["Interrupted", "Trained", "train"]
 
@@ -416,7 +417,11 @@ class _Run:
 
     def _restore(self, *, good: bool) -> None:
         groups, losses, meta = self.file.load(good=good)
-        self.supernet.load_state_dict(groups["supernet"])
+        with reading(f"{self.file.path}", allowed="A state as training saves it", next_step="Restore a copy, or train anew"):
+            self._take(groups, losses, meta)
+
+    def _take(self, groups: dict[str, dict[str, Tensor]], losses: Tensor, meta: dict[str, Any]) -> None:
+        load_weights(self.supernet, groups["supernet"], source=str(self.file.path))
         self.step, self.log, self.carried = meta["step"], meta["log"], groups["optimiser"]
         self.losses, self._noted, self.good_step = losses.tolist(), meta.get("noted", 0), meta.get("good_step", self.step)
         self.lr_scale, self.best = meta.get("lr_scale", 1.0), meta.get("best", 0.0)

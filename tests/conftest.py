@@ -21,6 +21,7 @@ hypothesis.settings.load_profile("hwnas")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--faults", action="store_true", help="run the long fault tests as well")
 
 
 def _shared_data() -> Path:
@@ -40,6 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("shared_data")
     missing = {
         "slow": None if config.getoption("--slow") else "slow: runs with --slow",
+        "faults": None if config.getoption("--faults") else "faults: runs with --faults",
         "shared_data": None if _shared_data().is_dir() else "reference data not found: name its folder in HWNAS_DATA",
         "gpu": "no CUDA device" if any(item.get_closest_marker("gpu") for item in items) and not _has_gpu() else None,
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nas.api.defaults import DEFAULT_DEVICE, DEFAULT_HEARTBEAT, DEFAULT_IDLE, DEFAULT_IMAGES, DEFAULT_POINTS, DEFAULT_SAMPLES
 from nas.runs import Run
 from search_spaces import SearchSpace
+from search_spaces.artifacts import locked
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
     from latency_tables import LatencyTable
     from nas.archive import Score
+    from nas.judging import AccuracyCard
     from nas.pareto import ParetoFront
     from predictors import ArchitecturePredictor
 
-__all__ = ["predictor", "profile", "score", "search", "worker"]
+__all__ = ["accuracy_card", "predictor", "profile", "score", "search", "worker"]
 
 
 def predictor(
@@ -112,6 +114,30 @@ def score(
     return score_run(scoring, goal, samples=samples)
 
 
+def accuracy_card(
+    run: str | Path | Run,
+    *,
+    predictor: str = "auto",
+    proxies: Sequence[str] = (),
+    tau: float = 0.9,
+    progress: Progress = SILENT,
+) -> AccuracyCard:
+    """How good a predictor of accuracy is on a run's held-out scores, and whether zero-cost proxies would help it.
+
+    Args:
+        predictor: as for `search`.
+        proxies: of `supernets.PROXIES`; computed for every scored network, untrained, on 3 x 64 training images, and
+            compared with the numbers of parameters and MACs.
+        tau: the rank correlation (Kendall) to reach with more scores.
+
+    Raises:
+        UserError: an unknown name, or fewer than 30 scores.
+    """
+    from nas.judging import judge
+
+    return judge(Run.of(run), predictor=predictor, proxies=tuple(proxies), tau=tau, progress=progress)
+
+
 def worker(
     run: str | Path | Run,
     *,
@@ -189,18 +215,13 @@ def search(
 
     opened = Run.of(run)
     devices = (device,) if isinstance(device, str) else tuple(device or ())
-    request = wanted(opened.file("front.json"), devices, objectives, limits, resume=resume, force=force)
-    return search_run(
-        Scoring(opened, images, jobs=jobs, storage=storage, seed=seed, progress=progress),
-        request,
-        {name: _table(opened, name, progress) for name in request.devices},
-        samples=samples,
-        budget=budget,
-        points=points,
-        generations=generations,
-        seed=seed,
-        predictor=predictor,
-    )
+    file = opened.file("front.json")
+    request = wanted(file, devices, objectives, limits, resume=resume, force=force)
+    scoring = Scoring(opened, images, jobs=jobs, storage=storage, seed=seed, progress=progress)
+    amount: dict[str, Any] = {"samples": samples, "budget": budget, "points": points, "generations": generations}
+    with locked(file, doing="searching for"):
+        tables = {name: _table(opened, name, progress) for name in request.devices}
+        return search_run(scoring, request, tables, **amount, seed=seed, predictor=predictor)
 
 
 def _table(run: Run, device: str, progress: Progress) -> LatencyTable:

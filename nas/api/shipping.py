@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nas.api.defaults import DEFAULT_DEVICE
 from nas.runs import Run
+from search_spaces.artifacts import locked
 from search_spaces.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def export(
     opened = Run.of(run)
     front = ParetoFront.load(opened.file("front.json"))
     points = list(front) if pick is None else [front.pick(pick)]
-    return export_points(opened, points, form=form, program=pt2, force=force, progress=progress)
+    with locked(opened.exports, doing="exporting to"):
+        return export_points(opened, points, form=form, program=pt2, force=force, progress=progress)
 
 
 def quantize(
@@ -93,16 +95,17 @@ def quantize(
     opened = Run.of(run)
     front = ParetoFront.load(opened.file("front.json"))
     points = list(front) if pick is None else [front.pick(pick)]
-    return quantise_points(
-        opened,
-        points,
-        images=images,
-        max_loss=max_loss,
-        sensitivity=sensitivity,
-        aware=aware,
-        force=force,
-        progress=progress,
-    )
+    with locked(opened.exports, doing="exporting to"):
+        return quantise_points(
+            opened,
+            points,
+            images=images,
+            max_loss=max_loss,
+            sensitivity=sensitivity,
+            aware=aware,
+            force=force,
+            progress=progress,
+        )
 
 
 def verify(run: str | Path | Run, *, device: str = DEFAULT_DEVICE, seed: int = 0, progress: Progress = SILENT) -> Verification:
@@ -113,7 +116,9 @@ def verify(run: str | Path | Run, *, device: str = DEFAULT_DEVICE, seed: int = 0
     from latency_tables import open_device
     from nas.verifying import verify_run
 
-    return verify_run(Run.of(run), open_device(device), seed=seed, progress=progress)
+    opened = Run.of(run)
+    with locked(opened.file("verified.json"), doing="verifying for"):
+        return verify_run(opened, open_device(device), seed=seed, progress=progress)
 
 
 def compare(
@@ -136,7 +141,8 @@ def compare(
     from nas.comparing import add_files
 
     opened = Run.of(run)
-    add_files(opened, files, open_device(device), force=force)
+    with locked(opened.path / "baselines", doing="adding to"):
+        add_files(opened, files, open_device(device), force=force)
     return verify(opened, device=device, seed=seed, progress=progress)
 
 

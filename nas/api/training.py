@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from nas.api.defaults import DEFAULT_IMAGES
 from nas.own_models import remember
 from nas.runs import SUPERNET_VERSION, Run
 from search_spaces import Architecture, ElasticSpace, SearchSpace
-from search_spaces.artifacts import file_hash, write_json
+from search_spaces.artifacts import file_hash, locked, write_json
 from search_spaces.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -73,11 +74,12 @@ def train(
         return run
     log, scalars = run.file("training/log.csv"), run.file("training/tensorboard") if tensorboard else None
     watched: dict[str, Any] = {"seed": seed, "ranks": ranks, "stop": stop, "progress": progress}
-    trained = run_training(supernet, images, resolved, checkpoint=run.checkpoint, log=log, scalars=scalars, **watched)
-    if ranks.first:
-        done = {"phases": trained.log, "seconds": trained.seconds, "images": trained.images, "data": images.to_dict()}
-        write_json(run.file("training/log.json"), "training-log", LOG_VERSION, done)
-        save_tensors(run.weights, supernet.state_dict(), "supernet", SUPERNET_VERSION, {"space": settings["space"]})
+    with locked(run.path / "training", doing="training") if ranks.first else nullcontext():
+        trained = run_training(supernet, images, resolved, checkpoint=run.checkpoint, log=log, scalars=scalars, **watched)
+        if ranks.first:
+            done = {"phases": trained.log, "seconds": trained.seconds, "images": trained.images, "data": images.to_dict()}
+            write_json(run.file("training/log.json"), "training-log", LOG_VERSION, done)
+            save_tensors(run.weights, supernet.state_dict(), "supernet", SUPERNET_VERSION, {"space": settings["space"]})
     ranks.wait()
     return run
 
@@ -154,7 +156,8 @@ def finetune(
         chosen = ParetoFront.load(opened.file("front.json")).pick(pick).arch
     else:
         chosen = find_network(opened, arch) if isinstance(arch, str) else arch
-    return finetune_network(opened, chosen, epochs=epochs, recipe=recipe, stop=stop, progress=progress)
+    with locked(opened.path / "finetuned", doing="fine-tuning in"):
+        return finetune_network(opened, chosen, epochs=epochs, recipe=recipe, stop=stop, progress=progress)
 
 
 def rank_check(
@@ -176,4 +179,6 @@ def rank_check(
     """
     from nas.fidelity import check_ranks
 
-    return check_ranks(Run.of(run), networks=networks, epochs=epochs, images=images, seed=seed, stop=stop, progress=progress)
+    opened = Run.of(run)
+    with locked(opened.path / "rank_check", doing="checking ranks in"):
+        return check_ranks(opened, networks=networks, epochs=epochs, images=images, seed=seed, stop=stop, progress=progress)

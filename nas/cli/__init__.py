@@ -12,6 +12,24 @@ from search_spaces.errors import UserError
 __all__ = ["main"]
 
 
+# What the system refuses and the user can mend: what it means, what to do.
+SYSTEM_ERRORS = {
+    errno.ENOSPC: ("the disk is full", "Free some space"),
+    errno.EDQUOT: ("the disk quota is used up", "Free some space"),
+    errno.EACCES: ("no permission", "Change the permissions, or choose another folder"),
+    errno.EPERM: ("no permission", "Change the permissions, or choose another folder"),
+    errno.EROFS: ("the file system is read-only", "Choose another folder"),
+    errno.ENOTDIR: ("a file stands where a folder is needed", "Correct the path"),
+    errno.EISDIR: ("a folder stands where a file is needed", "Correct the path"),
+    errno.EEXIST: ("a file stands where a folder is needed", "Correct the path"),
+    errno.ENAMETOOLONG: ("a name is too long", "Choose a shorter one"),
+    errno.ELOOP: ("links go round in circles", "Correct them"),
+    errno.EMFILE: ("too many open files", "Raise the limit (ulimit -n)"),
+    errno.EIO: ("the disk cannot be read or written", "Check the disk"),
+    errno.ESTALE: ("the network file system has lost a file", "Mount it again"),
+}
+
+
 def main() -> None:
     """Run ``nas``; exits with 0, 1 (a proof or promise does not hold), 2 (bad input) or 130 (interrupted)."""
     # Two threads that wait for each other by spinning come to a standstill beside another busy process (50 times slower);
@@ -27,11 +45,12 @@ def main() -> None:
             sys.exit(EXIT_USER)
         sys.exit(fail(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in SYSTEM_ERRORS:
             raise
-        problem = f"the disk is full: {error}"
+        problem, next_step = SYSTEM_ERRORS[error.errno]
         kept = "Files are replaced when the new one is complete: what was finished is kept"
-        sys.exit(fail(UserError(problem, allowed=kept, next_step="Free some space, then run the same command again")))
+        again = f"{next_step}, then run the same command again"
+        sys.exit(fail(UserError(f"{problem}: {error}", allowed=kept, next_step=again)))
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted; what was finished is kept, run the same command again to go on\n")
         sys.exit(EXIT_INTERRUPTED)

@@ -111,7 +111,12 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: 
 def fail(error: UserError) -> int:
     """The three parts of a user's error on stderr; returns the exit code."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"error: {error.problem}", style="bold red", markup=False)
-    console.print(f"  {error.allowed}.", markup=False)
-    console.print(f"  {error.next_step}", markup=False)
+    # What a file says must not steer the terminal.
+    problem, allowed, next_step = (
+        "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+        for text in (error.problem, error.allowed, error.next_step)
+    )
+    console.print(f"error: {problem}", style="bold red", markup=False)
+    console.print(f"  {allowed}.", markup=False)
+    console.print(f"  {next_step}", markup=False)
     return EXIT_USER

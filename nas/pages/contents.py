@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import shlex
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from nas.runs import Run
 from nas.verification import Verification, Verified
 from search_spaces.artifacts import read_json
 from search_spaces.errors import UserError
+from search_spaces.records import parse_json, reading, record
 
 __all__ = ["Contents", "Missing", "Row", "quoted", "read_contents", "train_command"]
 
@@ -214,9 +214,29 @@ def train_command(run: Run) -> str:
 
 def _log(path: Path, command: str) -> dict[str, Any]:
     log = read_json(path, "training-log", LOG_VERSION, make=command)
-    for row in log["phases"]:
-        _need(row, "phase", "step", "loss", "largest", "smallest")
+    with reading(path, allowed="The file as nas train-supernet writes it", next_step=f"Run: {command}"):
+        record(_Log, log)
     return log
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A row of the training log."""
+
+    phase: str
+    step: int
+    loss: float
+    largest: float
+    smallest: float
+
+
+@dataclass(frozen=True)
+class _Log:
+    """The training log, as far as the page shows it."""
+
+    phases: list[_Phase]
+    seconds: float | None = None
+    images: int | None = None
 
 
 def _need(value: dict[str, Any], *names: str) -> None:
@@ -311,9 +331,8 @@ def _makers(folder: Path, names: list[str]) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            value = json.loads((folder / name).read_text(encoding="utf-8"))
-            found[name] = str(value["made_by"])
-        except (OSError, ValueError, KeyError, TypeError):  # the page has a line about it already
+            found[name] = str(parse_json(folder / name)["made_by"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the page has a line about it already
             continue
     return found
 

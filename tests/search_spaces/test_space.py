@@ -212,7 +212,7 @@ def test_restriction_is_a_subset(space: SearchSpace) -> None:
         (lambda s: SearchSpace({"op": []}), "at least one option"),
         (lambda s: SearchSpace({"op": [1]}).macs(SearchSpace({"op": [1]}).sample(1)), "no network behind it"),
         (lambda s: s.to_array(Architecture("cells", (("op", 1),))), "belongs to cells"),
-        (lambda s: search_spaces.from_dict({"name": "small-mobilenet"}), "not the JSON of a search space"),
+        (lambda s: search_spaces.from_dict({"name": "small-mobilenet"}), "a search space is damaged"),
     ],
 )
 def test_bad_input_is_named(call, message: str) -> None:

@@ -1,0 +1,11 @@
+"""Kill every verb at random moments: ``python scripts/fault_drill.py --kills 50``; see ``docs/reliability.md``."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    runpy.run_module("tests.faults.drill", run_name="__main__")

@@ -1,0 +1,80 @@
+"""The whole loop in circles in one process: do memory, open files and threads stay flat?
+
+``python scripts/soak.py --minutes 30`` trains, profiles, searches, exports, verifies and reports again and again, each time in
+a new folder, and prints a line per circle and what grew from the first third to the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nas
+
+SAMPLES = 20
+FLAT_MIB = 0.1  # of growth per circle that counts as none
+WARM = 5  # circles in which libraries fill their caches
+
+
+def circle(folder: Path, seed: int) -> None:
+    """The demo's loop with a budget of seconds."""
+    images = nas.load_data("digits", seed=0)
+    space = nas.space(
+        "small-mobilenet", width=0.25, image=28, resolution=[20], channels=images.channels, classes=images.classes
+    )
+    space = space.restrict(kernel=[3, 5], depth=[1, 2])
+    supernet = nas.Supernet(space, images.classes, channels=images.channels, seed=seed)
+    run = nas.train(supernet, images, out=folder, recipe="quick", epochs=0.3, seed=seed)
+    nas.profile(space, out=folder, networks=8, held_out=6)
+    nas.search(run, device="onnxruntime-cpu", samples=SAMPLES, points=3, generations=10, predictor="ridge", seed=seed)
+    nas.export(run)
+    nas.verify(run)
+    nas.report(run)
+
+
+def resources() -> tuple[float, int, int]:
+    """Memory in MiB, open files and threads of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    status = Path("/proc/self/status").read_text()
+    threads = int(status.split("Threads:")[1].split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(list(Path("/proc/self/fd").iterdir())), threads
+
+
+def main() -> int:
+    """Exit code 1 where something grew."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    given = parser.parse_args()
+    end = time.monotonic() + 60 * given.minutes
+    rows: list[tuple[float, int, int]] = []
+    print("circle  seconds  memory MiB  open files  threads", flush=True)
+    while time.monotonic() < end or len(rows) <= WARM + 3:
+        folder, begun = Path(tempfile.mkdtemp(prefix="hwnas-soak-")), time.monotonic()
+        try:
+            circle(folder / "run", seed=len(rows))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        rows.append(resources())
+        memory, files, threads = rows[-1]
+        print(f"{len(rows):>6}  {time.monotonic() - begun:>7.1f}  {memory:>10.1f}  {files:>10}  {threads:>7}", flush=True)
+    warm = rows[WARM:]
+    third = max(1, len(warm) // 3)
+    first, last = ([statistics.median(column) for column in zip(*part, strict=True)] for part in (warm[:third], warm[-third:]))
+    apart = len(warm) - third
+    grown = [(b - a) / max(1, apart) for a, b in zip(first, last, strict=True)]
+    print(
+        f"{len(rows)} circles; medians of the first and last third after {WARM}: memory {first[0]:.1f} and {last[0]:.1f} MiB, "
+        f"open files {first[1]:g} and {last[1]:g}, threads {first[2]:g} and {last[2]:g}; "
+        f"memory grows by {grown[0]:.3f} MiB a circle"
+    )
+    return int(grown[0] > FLAT_MIB or last[1] > first[1] or last[2] > first[2])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
