@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         estimate_training,
         export,
         finetune,
+        network,
         predictor,
         profile,
         quantize,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from nas.tables import import_kit, import_table, make_kit
     from predictors import ArchitecturePredictor, learning_curve, report_card
     from search_spaces import Architecture, Choice, SearchSpace, UserError
-    from supernets import Supernet, elastic, fused, load_data, recalibrate, start_from
+    from supernets import Interrupted, Supernet, elastic, fused, load_data, recalibrate, start_from
 
 __all__ = [
     "Architecture",
@@ -51,6 +52,7 @@ __all__ = [
     "Choice",
     "Cost",
     "FewShotLatency",
+    "Interrupted",
     "LatencyPredictor",
     "LatencyTable",
     "OptimizeResult",
@@ -75,6 +77,7 @@ __all__ = [
     "load_network",
     "make_kit",
     "measure",
+    "network",
     "optimize",
     "predictor",
     "profile",
@@ -101,6 +104,7 @@ _HOMES = {
     "Choice": "search_spaces",
     "Cost": "nas.measuring",
     "FewShotLatency": "nas.few_shot",
+    "Interrupted": "supernets",
     "LatencyPredictor": "nas.few_shot",
     "LatencyTable": "latency_tables",
     "OptimizeResult": "nas.optimizing",

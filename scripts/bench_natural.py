@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 import nas
-from supernets import Interrupted, calibrated, load_tensors, resolution_of
 
 WIDTH, IMAGE = 0.5, 28  # of the space small-mobilenet
 PICKS = ("smallest", "median", "largest")
@@ -113,7 +112,7 @@ class Bench:
         if name in found:
             return found[name]
         if self.stop():
-            raise Interrupted(0, self.file)
+            raise nas.Interrupted(0, self.file)
         begun = time.monotonic()
         try:
             found[name] = work()
@@ -144,29 +143,22 @@ class Bench:
 
     # ---- networks as files ----
 
-    def write(self, name: str, supernet: nas.Supernet, arch: Any, data: Any) -> None:
-        """An extracted and recalibrated network as ONNX."""
+    def write(self, name: str, run: nas.Run, arch: Any) -> None:
+        """A network of a run as ONNX, as it is now."""
 
         def work() -> str:
-            network = calibrated(supernet, arch, data, seed=self.given.seed)
-            example = data.test.batch([0, 1], resolution_of(arch, data))
             path = self.folder / "files" / f"{name}.onnx"
             path.parent.mkdir(parents=True, exist_ok=True)
-            return str(nas.write_onnx(network, path, example=example))
+            example = run.data().test.batch([0, 1], arch.to_dict().get("resolution", run.data().size))
+            return str(nas.write_onnx(nas.network(run, arch), path, example=example))
 
         self.once(f"write {name}", work)
 
-    def write_both(self, name: str, run: Any, arch: Any) -> None:
+    def write_both(self, name: str, run: nas.Run, arch: Any) -> None:
         """A network before and after fine-tuning."""
-        self.write(f"{name}", run.supernet(), arch, run.data())
+        self.write(name, run, arch)
         self.finetune(run, arch, name)
-        row = run.space.to_array(arch)[0]
-        kept = {gene.name: [gene.options[index]] for gene, index in zip(run.space.genes, row, strict=True)}
-        tuned = nas.Supernet(run.space.restrict(kept))
-        tuned.load_state_dict(
-            load_tensors(Path(self.record["done"][f"finetune {name}"]), "finetuned", 1, make="this script")[0]
-        )
-        self.write(f"{name}-tuned", tuned, arch, run.data())
+        self.write(f"{name}-tuned", run, arch)
 
     def twins(self) -> None:
         """Subnets of the supernet, and the same networks alone."""
@@ -274,7 +266,7 @@ def main() -> None:
     try:
         for part in (bench.supernet, bench.twins, bench.front, bench.baselines, bench.verify):
             part()
-    except Interrupted:
+    except nas.Interrupted:
         print("time is up; run the same command to go on")
         return
     show(bench.record)

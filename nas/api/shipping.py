@@ -11,12 +11,26 @@ from search_spaces.artifacts import locked
 from search_spaces.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from nas.exporting import Export
     from nas.quantising import Quantised
     from nas.reporting import Report
     from nas.verification import Verification
+    from search_spaces import Architecture
 
-__all__ = ["compare", "export", "quantize", "report", "verify"]
+__all__ = ["compare", "export", "network", "quantize", "report", "verify"]
+
+
+def network(run: str | Path | Run, arch: Architecture) -> nn.Module:
+    """The plain network of an architecture of a run's space, as `export` ships it, in evaluation mode.
+
+    It has its fine-tuned weights where there are some, else the supernet's, and its own batch-normalisation statistics.
+    """
+    from nas.finetuning import deployed_network
+
+    opened = Run.of(run)
+    return deployed_network(opened, arch, opened.data())
 
 
 def export(
