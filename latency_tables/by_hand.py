@@ -18,6 +18,7 @@ import numpy as np
 from latency_tables.device import Candidate, LocalDevice, Options
 from latency_tables.kit import SCRIPT, Kit, KitWriter, read_kit, read_results
 from latency_tables.profiling import Amount, Writer, profile
+from latency_tables.standalone.runtime import PRECISIONS, PROVIDERS
 from latency_tables.stopwatch import Failure, Measurement, Plan
 from search_spaces import from_dict
 from search_spaces.errors import UserError
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["import_kit", "kit_space", "make_kit"]
 
-KINDS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt")
-PRECISIONS = ("fp32", "int8")
 MOST_NETWORKS = 1000
 
 
@@ -111,12 +110,14 @@ def make_kit(
     options, plan = options or Options(), plan or Plan()
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty", allowed="A new folder for a kit", next_step="Choose another one with --out")
-    if kind not in KINDS:
-        raise UserError(f"a kit for '{kind}'", allowed=f"A kit runs: {', '.join(KINDS)}", next_step="Choose one with --device")
+    if kind not in PROVIDERS:
+        raise UserError(
+            f"a kit for '{kind}'", allowed=f"A kit runs: {', '.join(PROVIDERS)}", next_step="Choose one with --device"
+        )
     # Nothing is measured yet that could tell the fast from the slow.
     amount = dataclasses.replace(amount or Amount(), by_work=True)
     kit_writer = KitWriter(folder, kind, options, plan, seed)
-    recorder = _Recorder(kind, options, PRECISIONS, writer=kit_writer)
+    recorder = _Recorder(kind, options, PRECISIONS[kind], writer=kit_writer)
     profile(space, recorder, writer=writer, seed=seed, amount=amount, plan=plan)
     return kit_writer.finish({"space": space.to_dict(), "seed": seed, "amount": dataclasses.asdict(amount)})
 
@@ -169,7 +170,7 @@ def import_kit(
     kit = read_kit(folder)
     again = f"Run the kit there to its end: python3 {SCRIPT}, and bring results.json back"
     facts, found = read_results(results or folder / "results.json", kit, again=again)
-    device = _Replay(kit.device, kit.options, PRECISIONS, place=name, facts=facts, kit=kit, found=found)
+    device = _Replay(kit.device, kit.options, PRECISIONS[kit.device], place=name, facts=facts, kit=kit, found=found)
     with _as_made(folder):
         about = record(_About, kit.about)
     table = profile(space or from_dict(about.space), device, seed=about.seed, amount=about.amount, plan=kit.plan)

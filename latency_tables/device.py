@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from latency_tables.standalone import machine
+from latency_tables.standalone.runtime import machine
 from latency_tables.stopwatch import SYSTEM_CLOCK, Clock, Failure, Measurement, Plan, measure
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
@@ -29,6 +29,7 @@ __all__ = [
     "Optioned",
     "Options",
     "Runner",
+    "check_precision",
     "file_name",
     "full_name",
     "machine",
@@ -118,6 +119,16 @@ def serialised(model: onnx.ModelProto | bytes) -> bytes:
     return model if isinstance(model, bytes) else model.SerializeToString()
 
 
+def check_precision(kind: str, options: Options, precisions: Sequence[str]) -> None:
+    """UserError for a precision that a device does not have."""
+    if options.precision not in precisions:
+        raise UserError(
+            f"precision '{options.precision}' on {kind}",
+            allowed=f"It has: {', '.join(precisions)}",
+            next_step="Leave the option out, or choose another device (nas devices)",
+        )
+
+
 class Optioned:
     """What every device's options say of it."""
 
@@ -149,12 +160,7 @@ class LocalDevice(Optioned):
     precisions: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.options.precision not in self.precisions:
-            raise UserError(
-                f"precision '{self.options.precision}' on {self.kind}",
-                allowed=f"It has: {', '.join(self.precisions)}",
-                next_step="Leave the option out, or choose another device (nas devices)",
-            )
+        check_precision(self.kind, self.options, self.precisions)
 
     @property
     def name(self) -> str:
@@ -169,6 +175,9 @@ class LocalDevice(Optioned):
         """A fingerprint on this machine."""
         return {**machine(), "runtime": runtime, "runtime_version": version, **asdict(self.options), **more}
 
+    def fingerprint(self) -> dict[str, Any]:
+        raise NotImplementedError
+
     def load(self, model: onnx.ModelProto | bytes) -> Runner:
         raise NotImplementedError
 
@@ -181,20 +190,9 @@ class LocalDevice(Optioned):
         progress: Progress = SILENT,
     ) -> list[Measurement | Failure]:
         """See `Device.time`."""
-        plan = plan or Plan()
 
         def loader(candidate: Candidate) -> Callable[[], Callable[[], None]]:
             return lambda: self.load(candidate.model()).run
 
-        return measure(
-            [loader(candidate) for candidate in candidates],
-            rng=rng,
-            rounds=plan.rounds,
-            warmup=plan.warmup,
-            sample_ms=plan.sample_ms,
-            target=plan.target,
-            least=plan.least,
-            pin=self.threads == 1,
-            clock=self.clock,
-            progress=progress,
-        )
+        loaders = [loader(candidate) for candidate in candidates]
+        return measure(loaders, rng=rng, plan=plan, pin=self.threads == 1, clock=self.clock, progress=progress)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
 from latency_tables.device import Device, Options
+from latency_tables.isolated import Isolated, open_at
+from latency_tables.standalone.runtime import PROVIDERS
 from search_spaces.errors import UserError, unknown_name
 
 __all__ = ["DEVICES", "REMOTE", "DeviceRow", "list_devices", "open_device", "parse_device"]
@@ -20,11 +21,12 @@ class _Entry:
     """Where a device is made and what it needs.
 
     Attributes:
-        home: module and function, ``(kind, options) -> Device``; imported when the device is opened.
+        home: ``MODULE:FUNCTION``, ``(kind, options) -> LocalDevice``; imported when the device is opened.
         module: that must be installed.
         distributions: one of them brings the module; its version is the device's.
         install: the command that gets it; one of our extras where it is not a dependency.
         about: precisions, and what else there is to say.
+        runs: models are run to be timed, which a process of its own does.
     """
 
     home: str
@@ -32,34 +34,39 @@ class _Entry:
     distributions: tuple[str, ...]
     install: str
     about: str
+    runs: bool = True
 
 
 _ORT = ("onnxruntime", "onnxruntime-gpu")
+_ORT_HOME = "latency_tables.onnxruntime_cpu:open_onnxruntime"
 _ORT_GPU = "pip uninstall onnxruntime && pip install 'hwnas[gpu]'"
+_TORCH_HOME = "latency_tables.torch_devices:open_torch"
 DEVICES: Mapping[str, _Entry] = {
-    "onnxruntime-cpu": _Entry(
-        "onnxruntime_cpu:open_onnxruntime", "onnxruntime", _ORT, "pip install onnxruntime", "fp32, int8; the default"
-    ),
-    "onnxruntime-cuda": _Entry(
-        "onnxruntime_cpu:open_onnxruntime", "onnxruntime", _ORT, _ORT_GPU, "fp32; NVIDIA GPU, copies included"
-    ),
-    "onnxruntime-tensorrt": _Entry(
-        "onnxruntime_cpu:open_onnxruntime", "onnxruntime", _ORT, _ORT_GPU, "fp32; NVIDIA GPU, copies included"
-    ),
+    "onnxruntime-cpu": _Entry(_ORT_HOME, "onnxruntime", _ORT, "pip install onnxruntime", "fp32, int8; the default"),
+    "onnxruntime-cuda": _Entry(_ORT_HOME, "onnxruntime", _ORT, _ORT_GPU, "fp32; NVIDIA GPU, copies included"),
+    "onnxruntime-tensorrt": _Entry(_ORT_HOME, "onnxruntime", _ORT, _ORT_GPU, "fp32; NVIDIA GPU, copies included"),
     "openvino-cpu": _Entry(
-        "openvino_cpu:open_openvino", "openvino", ("openvino",), "pip install 'hwnas[openvino]'", "fp32, bf16, int8"
+        "latency_tables.openvino_cpu:open_openvino",
+        "openvino",
+        ("openvino",),
+        "pip install 'hwnas[openvino]'",
+        "fp32, bf16, int8",
     ),
-    "mnn-cpu": _Entry("mnn_cpu:open_mnn", "MNN", ("MNN",), "pip install 'hwnas[mnn]'", "fp32"),
-    "torch-cpu": _Entry("torch_devices:open_torch", "torch", ("torch",), "pip install torch", "fp32, bf16; eager"),
-    "torch-cuda": _Entry(
-        "torch_devices:open_torch", "torch", ("torch",), "install a CUDA build of torch", "fp32, fp16, bf16; a CUDA graph"
+    "mnn-cpu": _Entry("latency_tables.mnn_cpu:open_mnn", "MNN", ("MNN",), "pip install 'hwnas[mnn]'", "fp32"),
+    "torch-cpu": _Entry(_TORCH_HOME, "torch", ("torch",), "pip install torch", "fp32, bf16; eager"),
+    "torch-cuda": _Entry(_TORCH_HOME, "torch", ("torch",), "install a CUDA build of torch", "fp32, fp16, bf16; a CUDA graph"),
+    "simulated": _Entry(
+        "latency_tables.simulated:open_simulated",
+        "onnx",
+        ("onnx",),
+        "pip install onnx",
+        "a formula, for tests and docs",
+        runs=False,
     ),
-    "simulated": _Entry("simulated:open_simulated", "onnx", ("onnx",), "pip install onnx", "a formula, for tests and docs"),
 }
 
 # A place and the way to it: a device there runs a kit. "ssh://user@host:port/DEVICE", "adb://SERIAL/DEVICE".
-REMOTE: Mapping[str, str] = {"ssh": "remote:open_ssh", "adb": "remote:open_adb"}
-KIT_DEVICES = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt")
+REMOTE: Mapping[str, str] = {"ssh": "latency_tables.remote:open_ssh", "adb": "latency_tables.remote:open_adb"}
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,9 @@ def open_device(name: str, *, threads: int | None = None, batch: int | None = No
     if not sign:
         kind, options = _parsed(name, name, threads=threads, batch=batch, precision=precision)
         _check_installed(kind)
-        device: Device = _function(DEVICES[kind].home)(kind, options)
-        return device
+        entry = DEVICES[kind]
+        here: Device = Isolated(entry.home, kind, options) if entry.runs else open_at(entry.home, kind, options)
+        return here
     place, _, local = rest.partition("/")
     if scheme == "table":
         raise UserError(
@@ -120,13 +128,13 @@ def open_device(name: str, *, threads: int | None = None, batch: int | None = No
             next_step="Write for example: ssh://pi@raspberry/onnxruntime-cpu",
         )
     kind, options = _parsed(local, name, threads=threads, batch=batch, precision=precision)
-    if kind not in KIT_DEVICES:
+    if kind not in PROVIDERS:
         raise UserError(
             f"device '{kind}' elsewhere",
-            allowed=f"A kit runs: {', '.join(KIT_DEVICES)}",
+            allowed=f"A kit runs: {', '.join(PROVIDERS)}",
             next_step=f"Write for example: {scheme}://{place}/onnxruntime-cpu",
         )
-    found: Device = _function(REMOTE[scheme])(place, kind, options)
+    found: Device = open_at(REMOTE[scheme], place, kind, options)
     return found
 
 
@@ -182,12 +190,6 @@ def _check_installed(kind: str) -> None:
             allowed="Available here: " + (", ".join(row.name for row in list_devices() if row.available) or "none"),
             next_step=f"Install it with: {entry.install}",
         )
-
-
-def _function(home: str) -> Callable[..., Device]:
-    module, name = home.split(":")
-    found: Callable[..., Device] = getattr(importlib.import_module(f"latency_tables.{module}"), name)
-    return found
 
 
 def _installed(entry: _Entry) -> bool:

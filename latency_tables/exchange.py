@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latency_tables.correction import Correction
-from latency_tables.table import Given, LatencyTable
+from latency_tables.entries import Given, NetworkTiming
+from latency_tables.table import LatencyTable
 from search_spaces.errors import UserError
 from search_spaces.layers import Conv, GlobalPool, Layer, Linear, MBConv, parse_layer
 from search_spaces.records import reading
@@ -24,10 +25,11 @@ from search_spaces.space import SearchSpace
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["given_table", "import_table", "merged", "read_lookup", "to_frame"]
+__all__ = ["given_table", "import_frame", "import_table", "merged", "read_lookup", "to_frame"]
 
 MOST_BYTES = 16 << 20
 SHOWN = 3  # missing layers in a message
+COLUMNS = "The columns layer (a layer's key) and ms"
 
 
 def to_frame(table: LatencyTable) -> pandas.DataFrame:
@@ -89,22 +91,36 @@ def import_table(paths: Sequence[Path], space: SearchSpace, *, name: str) -> Lat
     Raises:
         UserError: files that are not such tables, hold times that are no times, or lack layers of the space.
     """
-    times: dict[str, Given]
+    source = ", ".join(path.name for path in paths)
     if all(path.suffix == ".csv" for path in paths):
-        times = {}
+        times: dict[str, Given] = {}
         for path in paths:
             times |= _read_csv(path)
     else:
         times = _layers_of(space, _joined([read_lookup(path) for path in paths]))
-    return given_table(space, times, name=name, source=", ".join(path.name for path in paths))
+    return given_table(space, times, name=name, source=source)
+
+
+def import_frame(frame: pandas.DataFrame, space: SearchSpace, *, name: str) -> LatencyTable:
+    """A table from a frame with the columns ``layer`` and ``ms``, as `to_frame` makes it.
+
+    Raises:
+        UserError: other columns, times that are no times, or a layer of the space without a time.
+    """
+    return given_table(space, _of_frame(frame, "the frame"), name=name, source="a data frame")
 
 
 def _read_csv(path: Path) -> dict[str, Given]:
     import pandas  # only here
 
     _check_file(path)
-    with reading(path, allowed="The columns layer (a layer's key) and ms", next_step="Correct the file"):
+    with reading(path, allowed=COLUMNS, next_step="Correct the file"):
         frame = pandas.read_csv(path)
+    return _of_frame(frame, str(path))
+
+
+def _of_frame(frame: pandas.DataFrame, source: str) -> dict[str, Given]:
+    with reading(source, allowed=COLUMNS, next_step="Correct it"):
         pairs = list(zip(frame["layer"].astype(str), frame["ms"].astype(float), strict=True))
         return {parse_layer(key).key: Given(_time(key, ms)) for key, ms in pairs}
 
@@ -227,12 +243,20 @@ def merged(first: LatencyTable, second: LatencyTable) -> LatencyTable:
             next_step="Keep them apart: a layer that spaces share is measured quickly",
         )
     wide = first if first.covers(second.space) else second
+    shift = len(first.levels)
     shifted = {
-        key: entry if entry.level is None else replace(entry, level=entry.level + len(first.levels))
+        key: entry if entry.level is None else replace(entry, level=entry.level + shift)
         for key, entry in second.entries.items()
     }
+
+    taken = 1 + max((chunk for network in first.networks for chunk in network.chunks or ()), default=-1)
+
+    def shifted_network(network: NetworkTiming) -> NetworkTiming:
+        chunks = network.chunks
+        return network if chunks is None else replace(network, chunks=(chunks[0] + taken, chunks[1] + taken))
+
     entries = {**shifted, **first.entries}
-    networks = (*first.networks, *(network for network in second.networks if network not in first.networks))
+    networks = (*first.networks, *(shifted_network(network) for network in second.networks if network not in first.networks))
     joined = replace(
         wide, entries=entries, levels=(*first.levels, *second.levels), networks=networks, overhead=first.overhead, anchor=None
     )
@@ -241,4 +265,4 @@ def merged(first: LatencyTable, second: LatencyTable) -> LatencyTable:
     from latency_tables.judging import finish
 
     interpolated = frozenset(key for key in {*first.interpolated, *second.interpolated} if key not in entries)
-    return finish(replace(joined, interpolated=interpolated), single=first.fingerprint.get("threads", 1) == 1)
+    return finish(replace(joined, interpolated=interpolated))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from latency_tables.standalone.worker import ended
 from search_spaces.errors import UserError
 
 __all__ = ["peak_memory"]
@@ -30,7 +31,8 @@ def peak_memory(device: str, model: Path) -> int | None:
     words = [sys.executable, "-m", "latency_tables.footprint", device, str(model)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=LONGEST_S, check=False)
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = done.stderr.strip().splitlines()[-1:]
+        reason = ": ".join([ended(done.returncode), *last])
         raise UserError(
             f"{device} cannot run {model}: {reason}", allowed="A model of the device's runtime", next_step="See: nas devices"
         )

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from latency_tables.correction import Correction, Errors, Quality, errors, fit_baseline, fit_correction, fit_learnt
 from latency_tables.device import Candidate, Device
+from latency_tables.entries import Anchor
 from latency_tables.stopwatch import BUSY, Failure, Measurement, Plan, busiest
-from latency_tables.table import Anchor, LatencyTable, features, sums
+from latency_tables.table import LatencyTable, features, sums
 from search_spaces.architecture import Architecture
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
@@ -27,19 +28,18 @@ SOUND = 0.5  # of the fastest measured network: a correction whose fastest estim
 Array = NDArray[np.float64]
 
 
-def finish(table: LatencyTable, *, single: bool) -> LatencyTable:
-    """The table with the clock chosen and the correction fitted and judged on its whole networks.
-
-    Args:
-        single: the device runs on one thread; else the thread's CPU time does not tell.
-    """
-    busy = busiest([timing for network in table.networks for timing in (network.first, network.second)])
-    clock = "cpu" if single and busy > BUSY else "wall"
-    table = replace(table, conditions={**table.conditions, "clock": clock, "wall_by_cpu": busy})
+def finish(table: LatencyTable) -> LatencyTable:
+    """The table with the clock chosen and the correction fitted and judged on its whole networks."""
+    timings = [timing for network in table.networks for timing in (network.first, network.second)]
+    busy = busiest(timings)
+    clock = "cpu" if table.one_thread and busy > BUSY else "wall"
+    slowed = float(np.median([timing.slowed(clock) for timing in timings]))
+    found = {"clock": clock, "wall_by_cpu": busy, "median_by_undisturbed": slowed}
+    table = replace(table, conditions={**table.conditions, **found})
     held = np.array([network.held_out for network in table.networks])
     rows = table.space.to_array([table.space.architecture(**network.choices) for network in table.networks])
     total, count = sums(table, rows)
-    measured = np.array([network.ms(clock) for network in table.networks])
+    measured = np.array([table.network_ms(network) for network in table.networks])
     fit, parts = ~held, features(table.space, rows)
 
     def sound(correction: Correction) -> bool:
@@ -60,7 +60,7 @@ def _quality(table: LatencyTable, rows: Rows, measured: Array, held: NDArray[np.
     plain = Correction("none", table.overhead_ms, 1.0, 0.0)
     learnt = fit_learnt(parts[~held], measured[~held])
     judged = [network for network in table.networks if network.held_out]
-    first, second = (np.array([getattr(n, name).ms(table.clock) for n in judged]) for name in ("first", "second"))
+    first, second = np.array([table.passes_ms(network) for network in judged]).T
 
     def misses(correction: Correction) -> Errors:
         return errors(correction(total, count, parts)[held], measured[held])
@@ -99,7 +99,7 @@ def anchored(
     if len(table.networks) < 2:
         return table
     spread = np.linspace(0, len(table.networks) - 1, min(ANCHORS, len(table.networks))).round().astype(int)
-    known = sorted(table.networks, key=lambda network: network.ms(table.clock))
+    known = sorted(table.networks, key=table.network_ms)
     chosen = [known[i] for i in np.unique(spread).tolist()]
     candidates = [whole(table.space.architecture(**network.choices)) for network in chosen]
     progress.start("timing a few networks of the table again", len(candidates) + plan.rounds)
@@ -107,8 +107,10 @@ def anchored(
         timed = device.time(candidates, rng=rng, plan=plan, progress=progress)
     finally:
         progress.stop()
-    clock = _clock(table, timed, single=device.threads == 1)
-    ratios = [now.ms(clock) / then.ms(clock) for now, then in zip(_measured(device, timed), chosen, strict=True)]
+    clock = _clock(table, timed)
+    then = replace(table, conditions={**table.conditions, "clock": clock})
+    measured = _measured(device, timed)
+    ratios = [now.ms(clock) / then.network_ms(network) for now, network in zip(measured, chosen, strict=True)]
     found = _anchor(ratios)
     if found is not None:
         progress.say(f"{table.device} takes {found.factor:.1%} of the times of its table now; estimates follow")
@@ -133,7 +135,7 @@ def _measured(device: Device, timed: Sequence[Any]) -> list[Measurement]:
     return list(timed)
 
 
-def _clock(table: LatencyTable, timed: Sequence[Measurement | Failure], *, single: bool) -> str:
+def _clock(table: LatencyTable, timed: Sequence[Measurement | Failure]) -> str:
     """The table's clock, or CPU time where the machine is too busy now for wall times."""
     timings = [timing for timing in timed if isinstance(timing, Measurement)]
-    return "cpu" if timings and single and busiest(timings) > BUSY else table.clock
+    return "cpu" if timings and table.one_thread and busiest(timings) > BUSY else table.clock

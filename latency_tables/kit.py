@@ -21,16 +21,17 @@ from onnx import TensorProto, numpy_helper
 
 from latency_tables.device import Candidate, Options, serialised
 from latency_tables.quantise import quantised
-from latency_tables.standalone import LONGEST_SAMPLE, RESULTS_KIND, RESULTS_VERSION, Plan
-from latency_tables.stopwatch import Failure, Measurement
+from latency_tables.standalone.running import RESULTS_KIND, RESULTS_VERSION, SCRIPT
+from latency_tables.standalone.runtime import PROVIDERS
+from latency_tables.standalone.timing import LONGEST_SAMPLE, Plan, Raw
+from latency_tables.stopwatch import Failure, Measurement, understood
 from search_spaces.artifacts import file_hash, read_json, value_hash, write_json
 from search_spaces.errors import UserError
 from search_spaces.records import parse_json, reading, record
 
-__all__ = ["SCRIPT", "Kit", "KitWriter", "check_fingerprint", "read_kit", "read_results", "script_text"]
+__all__ = ["SCRIPT", "Kit", "KitWriter", "check_fingerprint", "read_kit", "read_results", "write_script"]
 
 KIND, VERSION = "latency-kit", 1
-SCRIPT = "run_kit.py"
 POOL_FILE = "weights.bin"
 SMALL = 256  # elements up to which a constant stays in its model
 SPREADS = tuple(2.0**-power for power in range(11))
@@ -38,9 +39,15 @@ MOST_TEXT = 2000  # characters of a message from there
 MOST_FACTS = 40  # of a fingerprint
 
 
-def script_text() -> str:
-    """The script that runs a kit: the very module that times things here."""
-    return resources.files("latency_tables").joinpath("standalone.py").read_text(encoding="utf-8")
+def write_script(folder: Path) -> None:
+    """The script that runs a kit, and what it needs: the very modules that time things here."""
+    package = resources.files("latency_tables.standalone")
+    (folder / "standalone").mkdir()
+    for source in package.iterdir():
+        if source.name.endswith(".py"):
+            (folder / "standalone" / source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    start = "import sys\n\nfrom standalone.running import main\n\nsys.exit(main(sys.argv[1:]))\n"
+    (folder / SCRIPT).write_text(start, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ class KitWriter:
             "about": dict(about),
         }
         contents = [file_hash(self.folder / name) for name in self._labels]
-        (self.folder / SCRIPT).write_text(script_text(), encoding="utf-8")
+        write_script(self.folder)
         write_json(self.folder / "kit.json", KIND, VERSION, {"id": value_hash([body, contents]), **body})
         return read_kit(self.folder)
 
@@ -170,6 +177,8 @@ def read_kit(folder: Path) -> Kit:
     with reading(path, allowed="The file as nas kit make wrote it", next_step="Make the kit anew"):
         options = {f.name: value[f.name] for f in dataclasses.fields(Options)}
         kit = record(Kit, {**value, "options": options})
+        if kit.device not in PROVIDERS:
+            raise ValueError(f"device {kit.device!r:.60}")
         if any(name not in kit.labels for name in kit.names):
             raise ValueError("a model has no label")
         return kit
@@ -202,13 +211,14 @@ def read_results(path: Path, kit: Kit, *, again: str) -> tuple[dict[str, Any], d
         if value.get("kit") != kit.id:
             raise ValueError(f"these are results of the kit {str(value.get('kit'))[:40]}")
         fingerprint = check_fingerprint(value["fingerprint"], kit.options)
-        found = {name: _item(value["items"][name], kit.plan) for name in kit.names if name in value["items"]}
+        items = {name: _item(value["items"][name], kit.plan) for name in kit.names if name in value["items"]}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise refused(f"{type(error).__name__}: {error}"[:MOST_TEXT]) from None
-    missing = len(kit.names) - len(found)
+    missing = len(kit.names) - len(items)
     if missing:
         raise refused(f"{missing} of {len(kit.names)} models are not timed yet")
-    return fingerprint, found
+    found = [pair for chunk in kit.chunks for pair in zip(chunk, understood([items[name] for name in chunk]), strict=True)]
+    return fingerprint, dict(found)
 
 
 def check_fingerprint(value: Any, options: Options) -> dict[str, Any]:
@@ -225,10 +235,10 @@ def check_fingerprint(value: Any, options: Options) -> dict[str, Any]:
     return value
 
 
-def _item(value: Any, plan: Plan) -> Measurement | Failure:
-    """One model's samples, or why there are none."""
+def _item(value: Any, plan: Plan) -> Raw | str:
+    """One model's samples, or why there are none; ValueError for what cannot be either."""
     if isinstance(value, dict) and set(value) == {"error"} and isinstance(value["error"], str):
-        return Failure("".join(c for c in value["error"][:MOST_TEXT] if c.isprintable() or c == "\n"))
+        return "".join(c for c in value["error"][:MOST_TEXT] if c.isprintable() or c == "\n")
     if not isinstance(value, dict) or set(value) != {"wall_ns", "cpu_ns", "runs"}:
         raise ValueError("a model has neither samples nor an error")
     wall, cpu, runs = value["wall_ns"], value["cpu_ns"], value["runs"]
@@ -239,4 +249,4 @@ def _item(value: Any, plan: Plan) -> Measurement | Failure:
             raise ValueError(f"{str(number)[:40]} is not a time in whole, positive nanoseconds")
     if runs > LONGEST_SAMPLE:
         raise ValueError(f"{runs} runs in a sample")
-    return Measurement.of(wall, cpu, runs)
+    return wall, cpu, runs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from latency_tables.device import LocalDevice, Options, serialised
 from latency_tables.quantise import quantised
-from latency_tables.standalone import SessionRunner, describe, open_session
+from latency_tables.standalone.runtime import PRECISIONS, SessionRunner, describe, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -35,4 +35,4 @@ class OnnxRuntime(LocalDevice):
 
 def open_onnxruntime(kind: str, options: Options) -> OnnxRuntime:
     """The device of a provider."""
-    return OnnxRuntime(kind, options, ("fp32", "int8") if kind == "onnxruntime-cpu" else ("fp32",))
+    return OnnxRuntime(kind, options, PRECISIONS[kind])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from latency_tables.device import LocalDevice, Options, serialised
 from latency_tables.quantise import quantised
-from latency_tables.standalone import random_input
+from latency_tables.standalone.runtime import random_input
 
 __all__ = ["OpenVino", "open_openvino"]
 

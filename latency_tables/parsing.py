@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from latency_tables.correction import Correction, Quality
+from latency_tables.entries import Anchor, Entry, Given, NetworkTiming
+from latency_tables.judging import finish
 from latency_tables.stopwatch import Measurement
-from latency_tables.table import CLOCKS, Anchor, Entry, Given, LatencyTable, NetworkTiming
+from latency_tables.table import CLOCKS, LatencyTable
 from search_spaces import from_dict
 from search_spaces.layers import parse_layer
 from search_spaces.records import record
 
 __all__ = ["parse_table"]
 
+FITTED_TO_CALM = 3  # the first format whose correction is
+
 
 def parse_table(value: Mapping[str, Any]) -> LatencyTable:
     """A table from its JSON; format 1 has neither levels nor interpolated layers nor an anchor.
+
+    Up to format 2 the correction was fitted to medians: it is fitted anew, and the level is to be told again.
 
     Raises:
         KeyError, TypeError, AttributeError, ValueError, IndexError: it is damaged.
@@ -29,7 +36,7 @@ def parse_table(value: Mapping[str, Any]) -> LatencyTable:
     # A layer's own key has the fields that an older table lacks; what is not a layer is refused.
     entries = {parse_layer(key).key: _entry(timings, len(levels)) for key, timings in value["entries"].items()}
     overhead, correction, quality, anchor = (value.get(name) for name in ("overhead", "correction", "quality", "anchor"))
-    return LatencyTable(
+    table = LatencyTable(
         device=str(value["device"]),
         fingerprint=dict(value["fingerprint"]),
         conditions=conditions,
@@ -44,6 +51,9 @@ def parse_table(value: Mapping[str, Any]) -> LatencyTable:
         anchor=None if anchor is None else _anchor(anchor),
         level_at=None if value.get("level_at") is None else float(value["level_at"]),
     )
+    if value["version"] >= FITTED_TO_CALM or not table.networks or table.correction is None:
+        return table
+    return replace(finish(table), anchor=None, level_at=None)
 
 
 def _entry(timings: Mapping[str, Any], levels: int) -> Entry | Given:
@@ -60,7 +70,11 @@ def _entry(timings: Mapping[str, Any], levels: int) -> Entry | Given:
 
 def _network(value: Mapping[str, Any]) -> NetworkTiming:
     first, second = Measurement.from_dict(value["first"]), Measurement.from_dict(value["second"])
-    return NetworkTiming(dict(value["choices"]), bool(value["held_out"]), first, second)
+    chunks = None
+    if "chunks" in value:
+        one, other = (int(chunk) for chunk in value["chunks"])
+        chunks = one, other
+    return NetworkTiming(dict(value["choices"]), bool(value["held_out"]), first, second, chunks)
 
 
 def _anchor(value: Mapping[str, Any]) -> Anchor:

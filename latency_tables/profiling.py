@@ -14,10 +14,12 @@ import numpy as np
 
 from latency_tables.choosing import choose_networks, reference_row
 from latency_tables.device import Candidate, Device
+from latency_tables.entries import CHAIN, Entry, Given, NetworkTiming
 from latency_tables.judging import anchored, finish
 from latency_tables.onnx_graph import build_onnx, empty_onnx
+from latency_tables.standalone.timing import CALM
 from latency_tables.stopwatch import Failure, Measurement, Plan
-from latency_tables.table import CHAIN, Entry, Given, LatencyTable, NetworkTiming
+from latency_tables.table import LatencyTable
 from search_spaces.architecture import Architecture
 from search_spaces.artifacts import locked
 from search_spaces.errors import UserError
@@ -215,7 +217,7 @@ class _Job:
         return replace(table, interpolated=frozenset(), conditions=self.conditions())
 
     def conditions(self) -> dict[str, Any]:
-        return {"clock": "wall", **dataclasses.asdict(self.plan)}
+        return {"clock": "wall", "quantile": CALM, **dataclasses.asdict(self.plan)}
 
     def layers(self, table: LatencyTable, missing: Sequence[Layer]) -> LatencyTable:
         """The table with the missing layers measured and saved, chunk by chunk, in random order against drift."""
@@ -240,8 +242,8 @@ class _Job:
 
     def entries(self, chunk: Sequence[Layer], level: int) -> tuple[Measurement, dict[str, Entry], dict[str, Failure]]:
         """The reference network's time beside a chunk of layers, what was measured of them, and what failed."""
-        reference = self.space.from_array(reference_row(self.space))[0]
         sequences = [[layer] * copies for layer in chunk for copies in ((1, CHAIN) if _chains(layer) else (1,))]
+        reference = self.space.from_array(reference_row(self.space))[0]
         first, *rest = self.time([self.whole(reference), *[self.piece(sequence) for sequence in sequences]])
         if isinstance(first, Failure):
             raise self.refused(f"network {reference.id}", first, "All layers so far are kept")
@@ -272,24 +274,24 @@ class _Job:
 
     def networks(self, archs: Sequence[Architecture], is_held_out: Sequence[bool]) -> tuple[NetworkTiming, ...]:
         """Whole networks, two passes, each from fresh sessions in another order."""
-        passes: list[dict[int, Measurement]] = [{}, {}]
-        chunk_count = -(-len(archs) // CHUNK_NETWORKS)
-        self.progress.start("timing whole networks", 2 * (len(archs) + self.plan.rounds * chunk_count))
+        passes: list[dict[int, tuple[Measurement, int]]] = [{}, {}]
+        orders = [_chunks(self.rng.permutation(len(archs)).tolist(), CHUNK_NETWORKS) for _ in passes]
+        work = [(found, chunk) for found, order in zip(passes, orders, strict=True) for chunk in order]
+        self.progress.start("timing whole networks", sum(len(chunk) + self.plan.rounds for _, chunk in work))
         try:
-            for found in passes:
-                for chunk in _chunks(self.rng.permutation(len(archs)).tolist(), CHUNK_NETWORKS):
-                    timed = self.time([self.whole(archs[i]) for i in chunk])
-                    for index, timing in zip(chunk, timed, strict=True):
-                        if isinstance(timing, Failure):
-                            raise self.refused(f"network {archs[index].id}", timing, "All layers are kept")
-                        found[index] = timing
+            for number, (found, chunk) in enumerate(work):
+                timed = self.time([self.whole(archs[i]) for i in chunk])
+                for index, timing in zip(chunk, timed, strict=True):
+                    if isinstance(timing, Failure):
+                        raise self.refused(f"network {archs[index].id}", timing, "All layers are kept")
+                    found[index] = timing, number
         finally:
             self.progress.stop()
-        first, second = passes
-        return tuple(
-            NetworkTiming(arch.to_dict(), held, first[i], second[i])
-            for i, (arch, held) in enumerate(zip(archs, is_held_out, strict=True))
-        )
+        networks = []
+        for index, (arch, held) in enumerate(zip(archs, is_held_out, strict=True)):
+            (first, one), (second, other) = (found[index] for found in passes)
+            networks.append(NetworkTiming(arch.to_dict(), held, first, second, (one, other)))
+        return tuple(networks)
 
     def piece(self, layers: Sequence[Layer]) -> Candidate:
         """A sequence of layers; the model names them, for whoever looks at it later, and says that its weights are random."""

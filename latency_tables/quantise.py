@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from latency_tables.device import serialised
-from latency_tables.standalone import quiet_onnxruntime
+from latency_tables.standalone.runtime import quiet_onnxruntime
 
 __all__ = ["quantised"]
 

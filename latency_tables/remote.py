@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from latency_tables.device import Candidate, Optioned, Options, full_name, serialised
-from latency_tables.kit import SCRIPT, KitWriter, check_fingerprint, read_results, script_text
-from latency_tables.standalone import SessionRunner, open_session
+from latency_tables.device import Candidate, Optioned, Options, check_precision, full_name, serialised
+from latency_tables.kit import SCRIPT, KitWriter, check_fingerprint, read_results, write_script
+from latency_tables.standalone.runtime import PRECISIONS, SessionRunner, open_session
 from latency_tables.stopwatch import Failure, Measurement, Plan
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
@@ -158,6 +158,9 @@ class RemoteDevice(Optioned):
     options: Options
     pause_s: float = 2.0  # before a lost connection is tried again
 
+    def __post_init__(self) -> None:
+        check_precision(self.kind, self.options, PRECISIONS[self.kind])
+
     @property
     def name(self) -> str:
         return f"{self.url}/{full_name(self.kind, self.options)}"
@@ -171,7 +174,7 @@ class RemoteDevice(Optioned):
         target = f"{self.transport.base}/describe"
         words = [self.kind, self.precision, str(self.threads), str(self.batch)]
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / SCRIPT).write_text(script_text(), encoding="utf-8")
+            write_script(Path(folder))
             done = self._kept(Path(folder), target, f"--describe {shlex.join(words)}", SILENT)
         try:
             return check_fingerprint(json.loads(_answer(done)), self.options)

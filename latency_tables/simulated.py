@@ -15,7 +15,7 @@ import onnx
 
 from latency_tables.device import Candidate, LocalDevice, Options, serialised
 from latency_tables.quantise import quantised
-from latency_tables.standalone import SessionRunner, open_session
+from latency_tables.standalone.runtime import SessionRunner, open_session
 from latency_tables.stopwatch import Failure, Measurement, Plan
 from search_spaces.progress import SILENT, Progress
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from latency_tables.correction import FEATURES, Correction, Quality
 from latency_tables.curves import Curves
-from latency_tables.stopwatch import BUSY, Measurement
+from latency_tables.entries import Anchor, Entry, Given, NetworkTiming
+from latency_tables.stopwatch import BUSY, Measurement, polished
 from search_spaces.architecture import Architecture
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.costs import Cost, Factor
@@ -25,95 +26,14 @@ from search_spaces.space import Archs, SearchSpace
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["CHAIN", "CLOCKS", "Anchor", "Entry", "Given", "LatencyTable", "NetworkTiming", "features", "sums"]
+__all__ = ["CLOCKS", "LatencyTable", "features", "sums"]
 
-KIND, VERSION = "latency-table", 2
+KIND, VERSION = "latency-table", 3
 MAKE = "nas profile"
-CHAIN = 3  # copies of a layer in a chain
-FLOOR = 0.01  # of the time alone: no layer is free, however the differences fall
 CLOCKS = ("wall", "cpu")
+SLOWED = 0.10  # of the median over the time undisturbed, from which it is worth a word
 DRIFT = 0.10  # of the level during a profile, from which it is worth a word
 NOISY = 0.03  # the same for two measurements of one network
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What was measured of a layer: a network of it alone and, where its output fits its input, of `CHAIN` copies."""
-
-    alone: Measurement
-    chain: Measurement | None = None
-    level: int | None = None  # which of the table's levels was measured beside it
-
-    def layer_ms(self, overhead_ms: float, clock: str) -> float:
-        """Time of the layer inside a network.
-
-        A chain tells more than the layer alone: what is paid once per network (the call, the conversion of the
-        input to the runtime's own format) drops out of the difference.
-        """
-        alone = self.alone.ms(clock)
-        if self.chain is not None:
-            step = (self.chain.ms(clock) - alone) / (CHAIN - 1)
-            if step > FLOOR * alone:
-                return step
-        return max(alone - overhead_ms, FLOOR * alone)
-
-    def to_dict(self) -> dict[str, Any]:
-        found = {"alone": self.alone, "chain": self.chain}
-        timings: dict[str, Any] = {name: timing.to_dict() for name, timing in found.items() if timing is not None}
-        return timings if self.level is None else {**timings, "level": self.level}
-
-
-@dataclass(frozen=True)
-class Given:
-    """What another table says of a layer: its time inside a network, ms, and that table's spread where it has one."""
-
-    ms: float
-    std_ms: float | None = None
-    samples: int | None = None
-
-    def layer_ms(self, overhead_ms: float, clock: str) -> float:
-        """The time as it was given."""
-        return self.ms
-
-    @property
-    def level(self) -> None:
-        return None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"given": {name: value for name, value in vars(self).items() if value is not None}}
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """Where the device's level is now, against when the table was measured.
-
-    Attributes:
-        factor: a network takes this many times what it took then; every estimate is multiplied by it.
-        spread: half the distance between the 10th and 90th percentile of the single factors, relative.
-        networks: how many were measured again.
-    """
-
-    factor: float
-    spread: float
-    networks: int
-
-
-@dataclass(frozen=True)
-class NetworkTiming:
-    """A whole network, measured twice from a fresh start; held out, or used to fit the correction."""
-
-    choices: Mapping[str, Any]
-    held_out: bool
-    first: Measurement
-    second: Measurement
-
-    def ms(self, clock: str) -> float:
-        """Mean of the two medians."""
-        return (self.first.ms(clock) + self.second.ms(clock)) / 2
-
-    def to_dict(self) -> dict[str, Any]:
-        timings = {"first": self.first.to_dict(), "second": self.second.to_dict()}
-        return {"choices": dict(self.choices), "held_out": self.held_out, **timings}
 
 
 @dataclass(frozen=True)
@@ -158,6 +78,11 @@ class LatencyTable:
         return str(self.conditions["clock"])
 
     @property
+    def one_thread(self) -> bool:
+        """Whether the device runs on one thread; else the thread's CPU time does not tell."""
+        return bool(self.fingerprint.get("threads", 1) == 1)
+
+    @property
     def overhead_ms(self) -> float:
         return 0.0 if self.overhead is None else self.overhead.ms(self.clock)
 
@@ -192,11 +117,31 @@ class LatencyTable:
         moved = middle / found.ms(self.clock)
         return moved if abs(moved - 1) > found.uncertainty(self.clock) else 1.0
 
+    @cached_property
+    def _chunk_factors(self) -> Mapping[int, float]:
+        """From each chunk of whole networks to the middle one: every network is in two, so they tell the levels apart."""
+        chunks = sorted({chunk for network in self.networks for chunk in network.chunks or ()})
+        logs = np.full((len(self.networks), len(chunks)), np.nan)
+        for row, network in zip(logs, self.networks, strict=True):
+            for chunk, timing in zip(network.chunks or (), (network.first, network.second), strict=False):
+                row[chunks.index(chunk)] = np.log(timing.ms(self.clock))
+        levels = polished(logs[np.isfinite(logs).any(axis=1)])[1] if chunks else np.zeros(0)
+        return dict(zip(chunks, np.exp(np.median(levels) - levels).tolist(), strict=True)) if chunks else {}
+
+    def passes_ms(self, network: NetworkTiming) -> tuple[float, float]:
+        """The two times of a whole network, ms, at one level."""
+        first, second = (self._chunk_factors[chunk] for chunk in network.chunks) if network.chunks else (1.0, 1.0)
+        return first * network.first.ms(self.clock), second * network.second.ms(self.clock)
+
+    def network_ms(self, network: NetworkTiming) -> float:
+        """The time of a whole network, ms: the mean of its two at one level."""
+        return sum(self.passes_ms(network)) / 2
+
     @property
     def drift(self) -> float:
-        """How far the level moved while layers were measured: largest over smallest, minus 1; 0 where unknown."""
-        levels = [timing.ms(self.clock) for timing in self.levels]
-        return max(levels) / min(levels) - 1 if levels else 0.0
+        """How far the level moved among layers or among whole networks: largest over smallest, minus 1; 0 where unknown."""
+        levels = [timing.ms(self.clock) for timing in self.levels], list(self._chunk_factors.values())
+        return max(max(values) / min(values) - 1 if values else 0.0 for values in levels)
 
     def terms(self, *, corrected: bool = True) -> Correction:
         """The terms from a sum of layers to a latency; uncorrected: the call of the runtime is added, no more.
@@ -275,6 +220,16 @@ class LatencyTable:
 
         return to_frame(self)
 
+    def merged(self, other: LatencyTable) -> LatencyTable:
+        """One table with what two have measured of one space on one device; see `latency_tables.exchange.merged`.
+
+        Raises:
+            UserError: another device, other conditions, or another space.
+        """
+        from latency_tables.exchange import merged
+
+        return merged(self, other)
+
     def warnings(self) -> list[str]:
         """What was amiss while it was measured, each with what to do about it."""
         busy, lines = float(self.conditions.get("wall_by_cpu", 1.0)), []
@@ -282,9 +237,16 @@ class LatencyTable:
         if busy > BUSY:
             used = "CPU time is used" if self.clock == "cpu" else "wall time is used all the same, it has several threads"
             lines.append(f"other processes took {1 - 1 / busy:.0%} of the core; {used}. For wall times: {again}")
+        slowed = float(self.conditions.get("median_by_undisturbed", 1.0))
+        if slowed > 1 + SLOWED:
+            lines.append(
+                f"half of the runs took at least {slowed - 1:.0%} longer than undisturbed ones, whose times the table holds: "
+                f"something shares the caches, the memory or the hyper-thread, or it throttles. Where it always is, "
+                f"expect it; else: {again}"
+            )
         if self.drift > DRIFT:
             lines.append(
-                f"the device's level moved by {self.drift:.0%} while layers were timed (a hot processor, or neighbours); they "
+                f"the device's level moved by {self.drift:.0%} (a hot processor, or neighbours); all "
                 f"are brought to one level. If the errors are large: let it cool, then {MAKE} --force"
             )
         noise = self.quality.noise.median if self.quality else 0.0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latency_tables import LatencyTable
     from nas.api import (
+        accuracy_card,
         compare,
         estimate_training,
         export,
@@ -58,6 +59,7 @@ __all__ = [
     "SearchSpace",
     "Supernet",
     "UserError",
+    "accuracy_card",
     "compare",
     "doctor",
     "elastic",

@@ -167,8 +167,8 @@ def run_demo(
         baseline=baseline,
         exports=exports_summary(exports),
         table_quality=table.quality.to_dict() if table.quality else None,
-        supernet_images=round(epochs * len(run.data().train)),
-        finetune_images=round(budget.finetune_share * epochs * len(run.data().train)),
+        supernet_images=_seen(run, epochs),
+        finetune_images=_seen(run, budget.finetune_share * epochs),
         training_seconds=float(read_json(run.file("training/log.json"), "training-log", 1, make="nas demo")["seconds"]),
     )
 
@@ -194,6 +194,12 @@ def _train(
     supernet = Supernet(space, seed=seed)
     run = api.train(supernet, images, out=folder, recipe=budget.recipe, epochs=epochs, seed=seed, stop=stop, progress=progress)
     return run, epochs
+
+
+def _seen(run: Run, epochs: float) -> int:
+    """Images that so many epochs show: whole batches. The demo's recipes have the same batch."""
+    batch = int(run.settings["recipe"]["batch"])
+    return round(epochs * (len(run.data().train) // batch)) * batch
 
 
 def _sides(space: SearchSpace) -> list[int]:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from latency_tables.standalone import quiet_onnxruntime
+from latency_tables.standalone.runtime import quiet_onnxruntime
 from nas.exporting import Export, onnx_model, read_export
 from nas.finetuning import deployed_network
 from nas.onnx_files import Signature, feed, outputs, wrapped

@@ -12,6 +12,8 @@ from search_spaces import ElasticSpace, SearchSpace
 from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
+    import pandas
+
     from latency_tables import LatencyTable
     from latency_tables.kit import Kit
     from latency_tables.profiling import Writer
@@ -94,25 +96,37 @@ class Planned:
 
 
 def planned_profile(
-    space: SearchSpace, *, device: str, out: str | Path | None = None, resolutions: int | None = None
+    space: SearchSpace,
+    *,
+    device: str,
+    out: str | Path | None = None,
+    resolutions: int | None = None,
+    networks: int | None = None,
+    like: LatencyTable | None = None,
 ) -> Planned:
-    """What `nas.profile` would measure, without measuring anything."""
+    """What `nas.profile` would measure, without measuring anything.
+
+    Raises:
+        UserError: an unknown device, or a table of another device or machine at ``out``.
+    """
     from latency_tables import Amount, LatencyTable, Plan, open_device
     from latency_tables.profiling import measured_part
 
-    opened, amount, plan = open_device(device), Amount(resolutions=resolutions), Plan()
-    path = table_path(out, opened.name)
-    known = set(LatencyTable.load(path).entries) if path is not None and path.exists() else set()
-    wanted = measured_part(space, resolutions).layers()
+    opened, amount, plan = open_device(device), Amount(), Plan()
+    path, known = table_path(out, opened.name), set[str]()
+    if path is not None and path.exists():
+        found = LatencyTable.load(path)
+        found.check_same(opened.name, opened.fingerprint())
+        known = set(found.entries)
+    wanted = measured_part(space, resolutions).layers() if like is None else []
     missing = [layer for layer in wanted if layer.key not in known]
-    networks = amount.networks + amount.held_out
+    networks = (amount.networks if networks is None else networks) + amount.held_out
     work = [(1 + 3 * (layer.in_shape == layer.out_shape)) * layer.macs for layer in missing]
     work += [space.macs(space.largest)] * networks  # measured twice, on average half the largest
     per_run = [max(plan.sample_ms * 1e-3, macs / GUESSED_MACS) for macs in work]
     seconds = sum(plan.rounds * 2 * s for s in per_run) + LOAD_S * len(work)
-    interpolated = len(space.layers()) - len(wanted) if resolutions else 0
-    found = len(wanted) - len(missing)
-    return Planned(opened.name, len(missing), found, interpolated, networks, opened.batch * seconds / 60)
+    interpolated = len(space.layers()) - len(wanted) if resolutions and like is None else 0
+    return Planned(opened.name, len(missing), len(wanted) - len(missing), interpolated, networks, opened.batch * seconds / 60)
 
 
 def make_kit(
@@ -165,25 +179,33 @@ def import_kit(
 
 
 def import_table(
-    paths: str | Path | Sequence[str | Path], space: SearchSpace, *, name: str, out: str | Path | None = None
+    source: str | Path | Sequence[str | Path] | pandas.DataFrame,
+    space: SearchSpace,
+    *,
+    name: str,
+    out: str | Path | None = None,
 ) -> LatencyTable:
-    """A table from CSV (columns ``layer``, ``ms``) or from the look-up tables of Once-for-all and ProxylessNAS (YAML).
+    """A table from CSV or pandas (columns ``layer``, ``ms``), or from Once-for-all's and ProxylessNAS's look-up tables (YAML).
 
     Args:
-        paths: one file, or one per resolution.
+        source: one file, one per resolution, or a frame.
         space: the space that the table was measured for: its width, classes and resolutions must agree.
         out: a run folder or a ``.json`` file; None keeps the table in memory.
 
     Raises:
         UserError: not such a table, a layer of the space without a time, or ``out`` exists already.
     """
-    from latency_tables.exchange import import_table as read_table
+    from latency_tables import exchange
 
     target = table_path(out, _named(name))
     if target is not None and target.exists():
         raise UserError(f"{target} is there already", allowed="A new file", next_step="Choose another --name, or remove it")
-    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    table = read_table(files, space, name=name)
+    if isinstance(source, str | Path):
+        table = exchange.import_table([Path(source)], space, name=name)
+    elif isinstance(source, Sequence):
+        table = exchange.import_table([Path(path) for path in source], space, name=name)
+    else:
+        table = exchange.import_frame(source, space, name=name)
     if target is not None:
         table.save(target)
     return table

@@ -33,7 +33,7 @@ class Verified:
     Attributes:
         promised: accuracy (fraction) and latency (ms) as the front has them; empty where nothing was promised.
         accuracy: on the test images; ``accuracy_low`` and ``accuracy_high`` bound its 95 % interval.
-        latency_ms: median; ``latency_p10_ms`` and ``latency_p90_ms`` over the samples.
+        latency_ms: undisturbed, which is what tables promise; ``latency_p10_ms`` and ``latency_p90_ms`` over the samples.
         broken: limits that the verified values break, as text.
         finetuned: trained on after the promise was made.
         precision: ``"fp32"`` or ``"int8"``.

@@ -180,8 +180,8 @@ def _result(device: Device, tested: Sequence[_Tested], limits: Sequence[Limit]) 
 
 def _verified(found: _Tested, clock: str, limits: Sequence[Limit]) -> Verified | Timed:
     candidate, time = found.candidate, found.time
-    scale = time.ms(clock) / time.median_ms
-    latency = (time.ms(clock), time.p10_ms * scale, time.p90_ms * scale)
+    undisturbed, scale = time.ms(clock), 1 / time.busy if clock == "cpu" else 1.0
+    latency = (undisturbed, min(undisturbed, time.p10_ms * scale), max(undisturbed, time.p90_ms * scale))
     if found.right is None:
         return Timed(candidate.id, *latency, reason=candidate.reason or "")
     right, images = int(found.right.sum()), len(found.right)

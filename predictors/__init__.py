@@ -6,7 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from predictors.card import LearningCurve, ReportCard, learning_curve, report_card
+    from predictors.card import (
+        FeatureGain,
+        LearningCurve,
+        ReportCard,
+        feature_gain,
+        learning_curve,
+        rank_correlations,
+        report_card,
+    )
     from predictors.models import AUTO, PREDICTORS
     from predictors.predictor import ArchitecturePredictor, Prediction, build
 
@@ -14,11 +22,14 @@ __all__ = [
     "AUTO",
     "PREDICTORS",
     "ArchitecturePredictor",
+    "FeatureGain",
     "LearningCurve",
     "Prediction",
     "ReportCard",
     "build",
+    "feature_gain",
     "learning_curve",
+    "rank_correlations",
     "report_card",
 ]
 
@@ -27,10 +38,13 @@ _HOMES = {
     "ArchitecturePredictor": "predictors.predictor",
     "PREDICTORS": "predictors.models",
     "Prediction": "predictors.predictor",
+    "FeatureGain": "predictors.card",
     "LearningCurve": "predictors.card",
     "ReportCard": "predictors.card",
     "build": "predictors.predictor",
+    "feature_gain": "predictors.card",
     "learning_curve": "predictors.card",
+    "rank_correlations": "predictors.card",
     "report_card": "predictors.card",
 }
 

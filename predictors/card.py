@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import kendalltau, spearmanr
 from sklearn.base import clone
+from sklearn.linear_model import BayesianRidge
 
-from predictors.models import FOLDS
+from predictors.models import FOLDS, folds
 from predictors.predictor import FEWEST, ArchitecturePredictor, out_of_fold
-from search_spaces import Architecture
+from search_spaces import Architecture, SearchSpace
 from search_spaces.errors import UserError
 
-__all__ = ["LearningCurve", "ReportCard", "learning_curve", "report_card"]
+__all__ = ["FeatureGain", "LearningCurve", "ReportCard", "feature_gain", "learning_curve", "rank_correlations", "report_card"]
 
 TOP = 0.1  # the share of networks that a search is after
 STEPS = 4
@@ -63,11 +64,12 @@ def report_card(
     rows = predictor.space.rows(archs)
     measured = np.asarray(values, dtype=np.float64)
     predicted = out_of_fold(predictor, rows, measured)
+    kendall, spearman = rank_correlations(predicted.mean, measured)
     return ReportCard(
         kind=getattr(predictor, "kind_", predictor.kind),
         networks=len(measured),
-        kendall=_correlation(kendalltau, predicted.mean, measured),
-        spearman=_correlation(spearmanr, predicted.mean, measured),
+        kendall=kendall,
+        spearman=spearman,
         rmse=float(np.sqrt(np.mean((predicted.mean - measured) ** 2))),
         spread=float(measured.std()),
         covered_90=float(np.mean(np.abs(predicted.mean - measured) <= 1.645 * predicted.std)),
@@ -122,16 +124,15 @@ def learning_curve(
     kind = getattr(predictor, "kind_", predictor.kind)
     fixed = clone(predictor).set_params(kind=kind)
     most = len(measured) - -(-len(measured) // FOLDS)
-    sizes = tuple(int(size) for size in np.unique(np.geomspace(most / 2 ** (STEPS - 1), most, STEPS).astype(int)))
-    if sizes[0] < FEWEST:
+    least = max(FEWEST, most / 2 ** (STEPS - 1))
+    if most < 2 * FEWEST:
         raise UserError(
             f"{len(measured)} values for a learning curve",
-            allowed=f"At least {-(-FEWEST * 2 ** (STEPS - 1) * FOLDS // (FOLDS - 1)) + 1}",
+            allowed=f"At least {-(-2 * FEWEST * FOLDS // (FOLDS - 1))}",
             next_step="Score more subnets",
         )
-    found = [
-        _correlation(kendalltau, out_of_fold(fixed, rows, measured, learn_from=size).mean, measured) or 0.0 for size in sizes
-    ]
+    sizes = tuple(int(size) for size in np.unique(np.geomspace(least, most, STEPS).astype(int)))
+    found = [rank_correlations(out_of_fold(fixed, rows, measured, learn_from=size).mean, measured)[0] or 0.0 for size in sizes]
     return LearningCurve(kind, sizes, tuple(found))
 
 
@@ -142,7 +143,44 @@ def _top_recall(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -
     return float(best[taken].mean())
 
 
-def _correlation(statistic: Any, a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
+def rank_correlations(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Kendall's tau-b and Spearman's rho of (N,) and (N,) values; None where either does not vary."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return float(statistic(a, b).statistic)
+        return None, None
+    return float(kendalltau(a, b).statistic), float(spearmanr(a, b).statistic)
+
+
+@dataclass(frozen=True)
+class FeatureGain:
+    """A ridge regression on encodings, and the same with more features, on networks that neither saw.
+
+    Attributes:
+        kendall, kendall_with: rank correlation without and with them; None where predictions do not vary.
+        rmse, rmse_with: root mean squared error, in the value's unit.
+    """
+
+    kendall: float | None
+    kendall_with: float | None
+    rmse: float
+    rmse_with: float
+
+
+def feature_gain(
+    space: SearchSpace, archs: Sequence[Architecture] | NDArray[np.int64], values: ArrayLike, features: NDArray[np.float64]
+) -> FeatureGain:
+    """Whether features that an encoding does not have, such as zero-cost proxies, would help: 5-fold cross-validation.
+
+    Args:
+        values: measured, (N,).
+        features: (N, features), of any scale.
+    """
+    rows, measured = space.rows(archs), np.asarray(values, dtype=np.float64)
+    encoded = space.encode_rows(rows).astype(np.float64)
+    spread = features.std(axis=0)
+    added = np.concatenate([encoded, (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)], axis=1)
+    predicted = np.empty((2, len(rows)))
+    for train, test in folds(len(rows), seed=1):
+        for at, inputs in enumerate((encoded, added)):
+            predicted[at, test] = BayesianRidge().fit(inputs[train], measured[train]).predict(inputs[test])
+    before, after = (rank_correlations(row, measured)[0] for row in predicted)
+    return FeatureGain(before, after, *np.sqrt(((predicted - measured) ** 2).mean(axis=1)).tolist())

@@ -31,6 +31,7 @@ class Weights:
     Attributes:
         near: of the terms in the distance of the interactions, (terms,).
         alone: of the terms in the sum over genes, (terms,).
+        counts: of the counts of options in that distance, (options,).
         both: variance of the interactions of all genes.
         pairs: variance of the interactions of two genes.
         noise: variance of a measurement.
@@ -38,23 +39,18 @@ class Weights:
 
     near: Values
     alone: Values
+    counts: Values
     both: float
     pairs: float
     noise: float
 
     def flat(self) -> Values:
-        return np.concatenate([self.near, self.alone, [self.both, self.pairs, self.noise]])
+        return np.concatenate([self.near, self.alone, self.counts, [self.both, self.pairs, self.noise]])
 
-    @classmethod
-    def of(cls, flat: Values) -> Weights:
-        terms = (len(flat) - 3) // 2
-        return cls(flat[:terms], flat[terms:-3], *flat[-3:].tolist())
-
-    def covariance(self, distance: Values, alone: Values) -> Values:
-        """From distances and the sum over genes, of the same shape."""
-        total = np.exp(self.alone).sum()
-        result: Values = np.exp(self.both) * np.exp(-distance) + alone + np.exp(self.pairs) * (alone / total) ** 2
-        return result
+    def like(self, flat: Values) -> Weights:
+        """Other weights of the same shape."""
+        first, second = len(self.near), 2 * len(self.near)
+        return Weights(flat[:first], flat[first:second], flat[second:-3], *flat[-3:].tolist())
 
     @property
     def variance(self) -> float:
@@ -65,7 +61,9 @@ class Weights:
 class ArchitectureProcess:
     """Gaussian process regression with the covariance ``sum over genes + its square + exp(-distance)``, each weighted.
 
-    The sum carries what every gene does on its own, its square what two genes do together, the exponential the rest.
+    The sum carries what every gene does on its own, its square what two genes do together, the exponential the rest. The
+    distance counts differing genes, and how differently often options are taken: networks with the same options at other
+    places are alike, which single genes do not show.
     Weights are the most probable ones under log-normal priors (automatic relevance determination, MacKay 1994; additive
     kernels of several orders, Duvenaud et al. 2011), found by L-BFGS on the marginal likelihood with exact gradients.
 
@@ -91,10 +89,8 @@ class ArchitectureProcess:
         few = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_FOR_WEIGHTS)).astype(int))
         first = prior if self.start is None else self.start
         self.weights_ = self._fit_weights(hot[few], target[few], first, prior)
-        self._near = self.kernel.table(np.exp(self.weights_.near))
-        self._alone = self.kernel.table(np.exp(self.weights_.alone))
-        self._hot_near, self._hot_alone = hot @ self._near, hot @ self._alone
-        covariance = self._covariance(hot)
+        self._hot = hot
+        covariance = self._between(hot, hot)
         covariance[np.diag_indices(len(rows))] += np.exp(self.weights_.noise) + _JITTER
         self._root = cholesky(covariance, lower=True)
         self._solved = cho_solve((self._root, True), target)
@@ -109,28 +105,33 @@ class ArchitectureProcess:
         if not self.iterations:
             return first
         found = minimize(
-            lambda flat: self._loss(Weights.of(flat), hot, target, prior),
+            lambda flat: self._loss(first.like(flat), hot, target, prior),
             first.flat(),
             jac=True,
             method="L-BFGS-B",
             options={"maxiter": self.iterations},
         )
-        return Weights.of(found.x)
+        return first.like(found.x)
 
     def _prior(self, hot: Values) -> Weights:
-        """Means of the weights: random networks are a distance of 1.5 apart, half of the variance belongs to single genes."""
+        """Means of the weights: random networks are a distance of 2 apart, half of the variance belongs to single genes."""
         count = len(self.kernel.terms)
         shares = hot.mean(axis=0)
         total = max(1.0, float(self.kernel.collect(np.outer(shares, shares)).sum()))
         near = np.full(count, np.log(1.5 / total))
-        return Weights(near, np.full(count, -np.log(max(1, count))), np.log(0.5), np.log(0.1), np.log(1e-3))
+        spread = 2 * float((hot @ self.kernel.counts).var(axis=0).sum())
+        counts = np.full(self.kernel.counts.shape[1], np.log(0.5 / max(spread, 1e-9)))
+        alone = np.full(count, -np.log(max(1, count)))
+        return Weights(near, alone, counts, np.log(0.5), np.log(0.1), np.log(1e-3))
 
     def _loss(self, weights: Weights, hot: Values, target: Values, prior: Weights) -> tuple[float, Values]:
         """Negative log posterior of the weights, and its gradient."""
         count = len(target)
-        near, alone = np.exp(weights.near), np.exp(weights.alone)
+        near, alone, by_count = np.exp(weights.near), np.exp(weights.alone), np.exp(weights.counts)
         both, pairs, noise = np.exp([weights.both, weights.pairs, weights.noise])
-        together = both * np.exp(-(hot @ self.kernel.table(near) @ hot.T))
+        counts = hot @ self.kernel.counts
+        distance = hot @ self.kernel.table(near) @ hot.T + _apart(counts, counts, by_count)
+        together = both * np.exp(-distance)
         total = alone.sum()
         apart = total - hot @ self.kernel.table(alone) @ hot.T
         squared = pairs / total**2 * apart**2
@@ -139,36 +140,46 @@ class ArchitectureProcess:
         try:
             root = cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
         except (LinAlgError, ValueError):  # weights far outside; the line search steps back
-            return 1e10, np.zeros(2 * len(near) + 3)
+            return 1e10, np.zeros(len(weights.flat()))
         solved = cho_solve((root, True), target, check_finite=False)
         inverse = cho_solve((root, True), np.eye(count), check_finite=False)
         slope = 0.5 * (inverse - np.outer(solved, solved))  # of the likelihood, by the covariance
-        by_near = -near * self.kernel.collect(hot.T @ (slope * together) @ hot)
+        far = slope * together
+        by_near = -near * self.kernel.collect(hot.T @ far @ hot)
+        by_counts = -2 * by_count * (far.sum(axis=1) @ counts**2 - (counts * (far @ counts)).sum(axis=0))
         outer = slope * (1 + 2 * pairs / total**2 * apart)
         by_alone = alone * (outer.sum() - self.kernel.collect(hot.T @ outer @ hot) - 2 / total * np.sum(slope * squared))
-        others = [np.sum(slope * together), np.sum(slope * squared), noise * np.trace(slope)]
-        gradient = np.concatenate([by_near, by_alone, others])
-        widths = np.concatenate([np.full(2 * len(near) + 2, PRIOR_WIDTH), [2.0]])
+        others = [far.sum(), np.sum(slope * squared), noise * np.trace(slope)]
+        gradient = np.concatenate([by_near, by_alone, by_counts, others])
+        widths = np.append(np.full(len(gradient) - 1, PRIOR_WIDTH), 2.0)
         off = (weights.flat() - prior.flat()) / widths
         likelihood = 0.5 * target @ solved + np.log(np.diag(root)).sum()
         return float(likelihood + 0.5 * off @ off), gradient + off / widths
 
     # ---- posterior ------------------------------------------------------------------------------------------
 
-    def _covariance(self, hot: Values) -> Values:
+    def _between(self, first: Values, second: Values) -> Values:
+        """Covariance of the function between one-hot rows, (N, M)."""
+        weights = self.weights_
+        alone = np.exp(weights.alone).sum() - first @ (self.kernel.table(np.exp(weights.alone)) @ second.T)
+        distance = first @ (self.kernel.table(np.exp(weights.near)) @ second.T)
+        distance += _apart(first @ self.kernel.counts, second @ self.kernel.counts, np.exp(weights.counts))
+        squared = np.exp(weights.pairs) * (alone / np.exp(weights.alone).sum()) ** 2
+        result: Values = np.exp(weights.both) * np.exp(-distance) + alone + squared
+        return result
+
+    def _covariance(self, rows: Rows) -> Values:
         """With the fitted rows, (N, fitted)."""
-        alone = np.exp(self.weights_.alone).sum() - hot @ self._hot_alone.T
-        return self.weights_.covariance(hot @ self._hot_near.T, alone)
+        return self._between(self.kernel.one_hot(rows), self._hot)
 
     def mean(self, rows: Rows) -> Values:
         """Posterior mean, (N,)."""
-        mean: Values = self._covariance(self.kernel.one_hot(rows)) @ self._solved * self.scale_ + self.center_
+        mean: Values = self._covariance(rows) @ self._solved * self.scale_ + self.center_
         return mean
 
     def predict(self, rows: Rows, *, noise: bool = True) -> tuple[Values, Values]:
         """Posterior mean and standard deviation, (N,) each; of a new measurement, or without its noise."""
-        hot = self.kernel.one_hot(rows)
-        covariance = self._covariance(hot)
+        covariance = self._covariance(rows)
         explained = solve_triangular(self._root, covariance.T, lower=True, check_finite=False)
         left = np.maximum(self.weights_.variance - (explained**2).sum(axis=0), 0.0) + (
             np.exp(self.weights_.noise) if noise else 0.0
@@ -186,10 +197,15 @@ class ArchitectureProcess:
     def sample(self, rows: Rows, count: int, rng: np.random.Generator) -> Values:
         """Joint draws of the function without measurement noise, (count, N)."""
         hot = self.kernel.one_hot(rows)
-        covariance = self._covariance(hot)
+        covariance = self._between(hot, self._hot)
         explained = solve_triangular(self._root, covariance.T, lower=True, check_finite=False)
-        alone = np.exp(self.weights_.alone).sum() - hot @ self._alone @ hot.T
-        left = self.weights_.covariance(hot @ self._near @ hot.T, alone) - explained.T @ explained
+        left = self._between(hot, hot) - explained.T @ explained
         spread, axes = np.linalg.eigh(left)
         draws = rng.normal(size=(count, len(rows))) * np.sqrt(np.maximum(spread, 0.0)) @ axes.T
         return (draws + covariance @ self._solved) * self.scale_ + self.center_  # type: ignore[no-any-return]
+
+
+def _apart(first: Values, second: Values, weights: Values) -> Values:
+    """Weighted sums of squared differences between rows, (N, M)."""
+    sums = (first**2 @ weights)[:, None] + (second**2 @ weights)[None, :] - 2 * (first * weights) @ second.T
+    return np.maximum(sums, 0.0)

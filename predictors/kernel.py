@@ -80,6 +80,20 @@ class GeneKernel:
         np.put_along_axis(features, state, 1.0, axis=1)
         return features
 
+    @cached_property
+    def counts(self) -> Values:
+        """``one_hot(rows) @ counts``: which share of the genes with the same options takes each option, (states, options).
+
+        Networks that take an option equally often, at whatever places, are alike in much that options do everywhere.
+        """
+        columns = []
+        for options, genes in shared_options(self.space).items():
+            for option in range(len(options)):
+                column = np.zeros(int(self._first[-1]))
+                column[self._first[genes] + option] = 1.0 / len(genes)
+                columns.append(column)
+        return np.stack(columns, axis=1) if columns else np.zeros((int(self._first[-1]), 0))
+
     def table(self, weights: Values) -> Values:
         """The weighted distances between states, (states, states): ``one_hot(a) @ table @ one_hot(b).T`` is the distance."""
         table = np.zeros((int(self._first[-1]), int(self._first[-1])))
@@ -99,17 +113,22 @@ def _along(places: NDArray[Any], count: int) -> Values:
     return np.abs(scaled[:, None] - scaled[None, :])  # type: ignore[no-any-return]
 
 
+def shared_options(space: SearchSpace) -> dict[Options, list[int]]:
+    """Two or more options that several genes have in common, and these genes."""
+    shared: dict[Options, list[int]] = {}
+    for index, gene in enumerate(space.genes):
+        if len(gene.options) > 1:
+            shared.setdefault(gene.options, []).append(index)
+    return {options: genes for options, genes in shared.items() if len(genes) > 1}
+
+
 def option_effects(space: SearchSpace, rows: NDArray[np.int64], values: Values) -> dict[Options, Values]:
     """What options do wherever they are taken: for three or more options that several genes share, their common effects.
 
     The effects are the coefficients of a ridge regression of the values (N,) on how many genes take an option: a few
     numbers from all the data, which tell early that two operations of a cell, or of all 22 blocks, are alike.
     """
-    shared: dict[Options, list[int]] = {}
-    for index, gene in enumerate(space.genes):
-        if len(gene.options) > 2:
-            shared.setdefault(gene.options, []).append(index)
-    shared = {options: genes for options, genes in shared.items() if len(genes) > 1}
+    shared = {options: genes for options, genes in shared_options(space).items() if len(options) > 2}
     if not shared:
         return {}
     active = space.active(rows)

@@ -1,6 +1,8 @@
 """Latency tables, predictors and few-shot transfer: OMP_NUM_THREADS=1 python scripts/bench_latency.py --part PART [--data DIR]
 
-Parts: machine (OFA MobileNetV3 in the runtimes of this machine, or in --devices; needs a quiet machine, some eight minutes),
+Parts: machine (OFA MobileNetV3 in the runtimes of this machine, or in --devices; needs a quiet machine, three minutes each;
+           with --busy another process computes on the same core all the while),
+       sizes (all 25 input sizes from 7, and the table on another occasion; needs a quiet machine, three minutes),
        predictors (latency learnt from 100 and 500 networks, against baselines; needs --data),
        transfer (a new device from 10 and 20 networks, every device left out once; needs --data).
 --data is the folder of nb201_*.parquet, fbnet_latency_help.parquet and baseline_predictors.csv.
@@ -9,9 +11,14 @@ Parts: machine (OFA MobileNetV3 in the runtimes of this machine, or in --devices
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +31,7 @@ DEVICES = ("onnxruntime-cpu", "openvino-cpu", "openvino-cpu:precision=bf16")
 RESOLUTIONS = (128, 152, 176, 200, 224)
 CELLS = ("op_01", "op_02", "op_12", "op_03", "op_13", "op_23")
 BLOCKS = tuple(f"op{i}" for i in range(1, 23))
-HELD_OUT = 40
+HELD_OUT = 100
 TESTED = 2000
 SEEDS = (0, 1, 2)
 SOURCE_NETWORKS = 900  # measured on every known device
@@ -52,15 +59,30 @@ class Stretches:
 # ---- this machine -------------------------------------------------------------------------------------------
 
 
-def machine(devices: list[str]) -> None:
+@contextlib.contextmanager
+def neighbour(wanted: bool) -> Iterator[None]:
+    """Another process that computes without a pause, on the core that measurements are pinned to."""
+    if not wanted:
+        yield
+        return
+    core = max(os.sched_getaffinity(0))
+    loop = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"])
+    try:
+        yield
+    finally:
+        loop.kill()
+        loop.wait()
+
+
+def machine(devices: list[str], held_out: int, tables: Path) -> None:
     """Tables of this machine's runtimes: seconds, errors on held-out networks, ranks within one resolution."""
     space = nas.space("ofa-mobilenet-v3", resolution=list(RESOLUTIONS))
-    print(f"\nOFA MobileNetV3, {RESOLUTIONS} px, 1 thread: whole networks that were held out")
+    print(f"\nOFA MobileNetV3, {RESOLUTIONS} px, 1 thread: {held_out} whole networks that were held out")
     errors = f"{'median':>8}{'mean':>8}{'in 5%':>7}{'in 10%':>7}{'rho':>8}"
     print(f"{'device':<30}{'layers':>7}{'s':>7}  {'estimate':<20}{errors}")
     for device in devices:
         spent = Stretches()
-        table = nas.profile(space, device=device, held_out=HELD_OUT, progress=spent)
+        table = nas.profile(space, device=device, held_out=held_out, out=tables, progress=spent)
         seconds = spent.seconds["timing layers"]
         quality = table.quality
         rows = {"corrected": quality.corrected, "plain sum": quality.plain, "MACs and an offset": quality.baseline}
@@ -73,39 +95,46 @@ def machine(devices: list[str]) -> None:
             )
         whole, form = spent.seconds["timing whole networks"], table.correction.form
         print(f"  whole networks {whole:.1f} s; form {form}; {table.clock} clock; level moved {table.drift:.1%}")
-        print(f"  Spearman within one resolution: {within_resolutions(table):.3f}")
+        told, noise = within_resolutions(table)
+        print(f"  Spearman within one resolution: {told:.3f}, of a second measurement {noise:.3f}")
 
 
-def within_resolutions(table: nas.LatencyTable) -> float:
-    """Mean rank correlation over the input sizes that have four networks or more, held out."""
+def within_resolutions(table: nas.LatencyTable) -> tuple[float, float]:
+    """Mean rank correlation over the input sizes that have four networks or more, held out: estimates with measurements, and a
+    second measurement with the first."""
     judged = [network for network in table.networks if network.held_out]
     choices = [network.choices for network in judged]
     told = table.estimate([table.space.architecture(**choice) for choice in choices])
-    measured = np.array([network.ms(table.clock) for network in judged])
+    measured = np.array([table.network_ms(network) for network in judged])
+    first, second = np.array([table.passes_ms(network) for network in judged]).T
     sizes = np.array([choice["resolution"] for choice in choices])
-    ranks = [
-        spearmanr(told[sizes == s], measured[sizes == s]).statistic for s in set(sizes.tolist()) if (sizes == s).sum() >= 4
-    ]
-    return float(np.mean(ranks)) if ranks else float("nan")
+
+    def ranks(one: np.ndarray, other: np.ndarray) -> float:
+        parts = [sizes == size for size in set(sizes.tolist()) if (sizes == size).sum() >= 4]
+        return float(np.mean([spearmanr(one[part], other[part]).statistic for part in parts])) if parts else float("nan")
+
+    return ranks(told, measured), ranks(first, second)
 
 
-def sizes() -> None:
-    """All 25 input sizes from 7 measured ones; and a table of another occasion."""
+def sizes(held_out: int, tables: Path) -> None:
+    """All 25 input sizes from 7 measured ones; and the table on another occasion."""
     space = nas.space("ofa-mobilenet-v3")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.json"
-        start = time.perf_counter()
-        table = nas.profile(space, resolutions=7, out=path)
-        seconds = time.perf_counter() - start
-        told, e = table.conditions["interpolation_error"], table.quality.corrected
-        counts = f"{len(table.entries)} layers measured, {len(table.interpolated)} interpolated"
-        print(f"\nall 25 sizes from 7: {counts}, {seconds:.1f} s with whole networks")
-        print(f"interpolation's own error {told:.1%} (upper bound)")
-        print(f"networks of all sizes: median {e.median:.1%}, within 10% {e.within_10_percent:.0%}, rho {e.spearman:.3f}")
-        start = time.perf_counter()
-        again = nas.profile(space, out=path, resolutions=7)
-        factor = again.anchor.factor if again.anchor else 1.0
-        print(f"the same table used again: level {factor:.3f}, told in {time.perf_counter() - start:.1f} s")
+    path = tables / "sizes.json"
+    start = time.perf_counter()
+    table = nas.profile(space, resolutions=7, held_out=held_out, out=path)
+    seconds = time.perf_counter() - start
+    told, e, noise = table.conditions["interpolation_error"], table.quality.corrected, table.quality.noise
+    counts = f"{len(table.entries)} layers measured, {len(table.interpolated)} interpolated"
+    print(f"\nall 25 sizes from 7: {counts}, {seconds:.1f} s with whole networks")
+    print(f"interpolation's own error {told:.1%} (upper bound)")
+    print(f"{table.quality.networks} networks of all sizes: median {e.median:.1%}, ", end="")
+    print(f"within 10% {e.within_10_percent:.0%}, rho {e.spearman:.3f}")
+    print(f"the same networks again: median {noise.median:.1%}")
+    replace(table, level_at=0.0).save(path)  # as if it were of long ago
+    start = time.perf_counter()
+    again = nas.profile(space, out=path, resolutions=7)
+    factor = again.anchor.factor if again.anchor else 1.0
+    print(f"the same table on another occasion: level {factor:.3f}, told in {time.perf_counter() - start:.1f} s")
 
 
 # ---- learnt from networks -----------------------------------------------------------------------------------
@@ -127,7 +156,7 @@ def read(data: Path, name: str) -> tuple[nas.SearchSpace, np.ndarray, pd.DataFra
     return space, frame[columns].to_numpy().astype(np.int64), latency.reset_index(drop=True)
 
 
-def predictors(data: Path) -> None:
+def predictors(data: Path, only: list[str] | None) -> None:
     """`nas.LatencyPredictor` against ridge and boosted trees, the better of the two in each figure."""
     known = pd.read_csv(data / "baseline_predictors.csv")
     print("\nlatency learnt from n networks: Kendall's tau and mean error; the best baseline of the file; means of 3 draws")
@@ -138,6 +167,8 @@ def predictors(data: Path) -> None:
         for target in known[known["set"] == name]["target"].unique():
             values = latency[target].to_numpy()
             for n in (100, 500):
+                if only and not any(part in f"{name}/{target}/{n}" for part in only):
+                    continue
                 found = [learnt(space, rows, values, n, seed) for seed in SEEDS]
                 tau, error = np.mean([f[:2] for f in found], axis=0)
                 bar = known[(known["set"] == name) & (known["target"] == target) & (known["n_train"] == n)]
@@ -199,17 +230,24 @@ def transfer(data: Path) -> None:
 def main() -> None:
     """Run a part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["machine", "predictors", "transfer"], required=True)
-    parser.add_argument("--data", type=Path, help="folder of the published tables")
-    parser.add_argument("--devices", nargs="+", default=list(DEVICES), help="for --part machine")
+    parser.add_argument("--part", choices=["machine", "sizes", "predictors", "transfer"], required=True)
+    parser.add_argument("--data", type=Path, help="folder of the published tables, for predictors and transfer")
+    parser.add_argument("--devices", nargs="+", default=list(DEVICES), help="for machine")
+    parser.add_argument("--busy", action="store_true", help="beside a process that computes on the same core; machine, sizes")
+    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="whole networks to judge on; machine, sizes")
+    parser.add_argument("--tables", type=Path, help="folder that keeps the tables, to go on where a run ended; machine, sizes")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="names or parts of names of rows, for predictors: set/device/n"
+    )
     given = parser.parse_args()
-    if given.part == "machine":
-        machine(given.devices)
-        sizes()
+    if given.part in ("machine", "sizes"):
+        with tempfile.TemporaryDirectory() as folder, neighbour(given.busy):
+            tables = given.tables or Path(folder)
+            machine(given.devices, given.held_out, tables) if given.part == "machine" else sizes(given.held_out, tables)
     elif given.data is None:
         parser.error("this part needs --data")
     elif given.part == "predictors":
-        predictors(given.data)
+        predictors(given.data, given.only)
     else:
         transfer(given.data)
 

@@ -3,9 +3,12 @@
     python scripts/bench_search.py --data PATH --seeds 10 --strategies default linas random --problems all
     python scripts/bench_search.py --speed
 
-Problems (files of PATH): NASBench-201 accuracy against the latency of a device (``nb201/cifar100/pixel3``, any data set
-and device of the tables; both measured), NAS-Bench-Macro accuracy against exact MACs (``macro/flops``), and a published
-accuracy predictor of the AttentiveNAS space against exact MACs (``attentive/macs``). ``--noise`` adds normal noise to
+Problems (files of PATH): NASBench-201 accuracy against the latency of a device (``nb201/cifar100/help_pixel3``, any data
+set and device of the tables; both measured) or an exact cost of the table (``nb201/cifar10/macs``), NAS-Bench-Macro
+accuracy against exact MACs (``macro/flops``), and a published accuracy predictor of the AttentiveNAS space against exact
+MACs (``attentive/macs``). The hypervolume of a table is the published one of ``true_pareto_summary.csv``: reference point
+at accuracy 0 and the greatest cost of the table. Cells without a path to the output are no part of that table; a search
+can propose them, they cost an evaluation and answer with accuracy 0 and their latency. ``--noise`` adds normal noise to
 measured accuracies, in per cent; ``--proxy`` (NASBench-201) measures 12-epoch validation accuracies instead; shares are
 always of the true values. Prints mean and smallest share over seeds. ``--speed`` needs no data: candidates a second of a
 search on predictions (ridge and MLP predictors, additive latency, OFA MobileNetV3, population 1,000, one process), and the
@@ -28,10 +31,10 @@ import pandas as pd
 import nas
 
 DEFAULT_PROBLEMS = [
-    "nb201/cifar100/pixel3",
-    "nb201/cifar100/titan_rtx_32",
-    "nb201/cifar100/1080ti_256",
-    "nb201/cifar100/gold_6226",
+    "nb201/cifar100/help_pixel3",
+    "nb201/cifar100/help_titan_rtx_32",
+    "nb201/cifar100/help_1080ti_256",
+    "nb201/cifar100/help_gold_6226",
     "macro/flops",
     "attentive/macs",
 ]
@@ -61,14 +64,6 @@ def area(accuracy: np.ndarray, cost: np.ndarray, worst: tuple[float, float]) -> 
     return float(total)
 
 
-def front(accuracy: np.ndarray, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points that no other one dominates, by rising cost."""
-    order = np.lexsort((-accuracy, cost))
-    best = np.maximum.accumulate(accuracy[order])
-    kept = order[np.concatenate([[True], best[1:] > best[:-1]])]
-    return accuracy[kept], cost[kept]
-
-
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -78,10 +73,14 @@ def tabulated(
     accuracy: np.ndarray,
     cost: np.ndarray,
     *,
+    published: float,
     exact: bool,
     signal: np.ndarray | None = None,
 ) -> Problem:
-    """A problem that is a table: rows of option values, their accuracy (%), their cost, and what a search sees of accuracy."""
+    """A problem that is a table: rows of option values, their accuracy (%), their cost, and what a search sees of accuracy.
+
+    Networks of accuracy 0 do not count. The published hypervolume has costs scaled to 0..1 and accuracies to 0..1.
+    """
     space = nas.SearchSpace(choices, name="tabulated")
     at = {tuple(key): index for index, key in enumerate(keys.tolist())}
     names = list(choices)
@@ -96,16 +95,25 @@ def tabulated(
     def measured(archs: list[nas.Architecture]) -> dict[str, np.ndarray]:
         return truth(archs) if signal is None else truth(archs) | {"accuracy": signal[look(archs)]}
 
-    _, costs = front(accuracy[accuracy > 0], cost[accuracy > 0])
-    worst = (0.0, float(costs.max()))
+    counted = cost[accuracy > 0]
+    worst = (0.0, float(counted.max()))
+    hypervolume = area(accuracy, cost, worst)
+    assert np.isclose(hypervolume / (100 * np.ptp(counted)), published, rtol=1e-9)
     known = {"cost": lambda archs: cost[look(archs)]} if exact else {}
-    return Problem(space, truth, measured, known, worst, area(accuracy, cost, worst))
+    return Problem(space, truth, measured, known, worst, hypervolume)
 
 
-def nasbench201(data: Path, dataset: str, device: str, *, proxy: bool) -> Problem:
-    """Accuracy and latency of a cell, both measured."""
+def published_hypervolume(data: Path, dataset: str, cost: str) -> float:
+    """The published hypervolume of a table."""
+    table = pd.read_csv(data / "true_pareto_summary.csv").set_index(["dataset", "cost"])
+    return float(table.loc[(dataset, cost), "hv_norm"])
+
+
+def nasbench201(data: Path, dataset: str, cost: str, *, proxy: bool) -> Problem:
+    """Accuracy of a cell against its latency, both measured, or against an exact cost."""
     table = pd.read_parquet(data / "nb201_accuracy.parquet")
-    latency = pd.read_parquet(data / "nb201_latency_help.parquet")
+    exact = cost in table
+    costs = table if exact else pd.read_parquet(data / "nb201_latency_help.parquet").add_prefix("help_")
     operations = ["op_01", "op_02", "op_12", "op_03", "op_13", "op_23"]
     accuracy = np.where(table["connected"], table[f"acc200_{dataset}_test"], 0.0)  # no path to the output: no use
     signal = np.where(table["connected"], table[f"acc12_{dataset}_val"], 0.0) if proxy else None
@@ -113,8 +121,9 @@ def nasbench201(data: Path, dataset: str, device: str, *, proxy: bool) -> Proble
         {name: [0, 1, 2, 3, 4] for name in operations},
         table[operations].to_numpy(),
         accuracy,
-        latency[device].to_numpy(dtype=float),
-        exact=False,
+        costs[cost].to_numpy(dtype=float),
+        published=published_hypervolume(data, dataset, cost),
+        exact=exact,
         signal=signal,
     )
 
@@ -124,7 +133,9 @@ def macro(data: Path, cost: str) -> Problem:
     table = pd.read_csv(data / "nasbench_macro_cifar10.csv", dtype={"arch": str})
     keys = np.array([[int(digit) for digit in arch] for arch in table["arch"]])
     choices = {f"block_{i}": [0, 1, 2] for i in range(keys.shape[1])}
-    return tabulated(choices, keys, table["acc_mean"].to_numpy(), table[cost].to_numpy(dtype=float), exact=True)
+    published = published_hypervolume(data, "macro_cifar10", cost)
+    values = table["acc_mean"].to_numpy(), table[cost].to_numpy(dtype=float)
+    return tabulated(choices, keys, *values, published=published, exact=True)
 
 
 # ---- the AttentiveNAS space -----------------------------------------------------------------------------------------

@@ -1,15 +1,19 @@
 """What weight sharing costs in training: steps of the supernet against the same steps of extracted, static networks.
 
 Run: OMP_NUM_THREADS=1 python scripts/bench_training.py
-On a GPU: python scripts/bench_training.py --device cuda
+Some parts of it: --parts steps --case 128
+Against Once-for-all's own code (a checkout of its repository, which you bring): --parts reference --reference PATH
+On a GPU: --device cuda
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,17 +85,20 @@ def images(batch: int, side: int, device: torch.device) -> tuple[torch.Tensor, t
     return x, torch.arange(batch, device=device) % CLASSES
 
 
-def steps(device: torch.device, rounds: int) -> None:
+Cases = Sequence[tuple[int, int]]
+
+
+def steps(device: torch.device, rounds: int, cases: Cases) -> None:
     """Supernet against static networks: one subnet, and four with a teacher."""
-    for batch, side in CASES:
+    for batch, side in cases:
         space = nas.space("ofa-mobilenet-v3", resolution=[side])
         supernet = nas.Supernet(space, CLASSES, seed=0).to(device)
         teacher = supernet.eval().extract(space.largest).eval()
         supernet.train()
         x, y = images(batch, side, device)
         named = {"largest": [space.largest], "smallest": [space.smallest], "one random": space.sample(1, seed=1)}
-        cases = [(what, archs, None) for what, archs in named.items()]
-        for what, archs, taught in [*cases, ("four random and a teacher", space.sample(4, seed=2), teacher)]:
+        plain = [(what, archs, None) for what, archs in named.items()]
+        for what, archs, taught in [*plain, ("four random and a teacher", space.sample(4, seed=2), teacher)]:
             static = nn.ModuleList(supernet.extract(arch).train() for arch in archs)
             shared = [lambda inputs, arch=arch, net=supernet: net(inputs, arch) for arch in archs]
             calls = [
@@ -102,9 +109,88 @@ def steps(device: torch.device, rounds: int) -> None:
             show(f"step, batch {batch}, {side} px, {what}", interleaved(calls, device, rounds), goal)
 
 
-def precision(device: torch.device, rounds: int) -> None:
+class Reference:
+    """Once-for-all's own MobileNetV3 and its training step, imported from a checkout of its repository."""
+
+    def __init__(self, checkout: Path) -> None:
+        sys.path.insert(0, str(checkout))
+        import ofa.utils as tools
+        from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
+
+        sizes = {"ks_list": [3, 5, 7], "expand_ratio_list": [3, 4, 6], "depth_list": [2, 3, 4]}
+        self.network = OFAMobileNetV3(CLASSES, dropout_rate=0.1, **sizes)
+        self.hard, self.soft = tools.cross_entropy_with_label_smoothing, tools.cross_entropy_loss_with_soft_target
+
+    def choose(self, arch: nas.Architecture) -> None:
+        """Make an architecture the active one."""
+        chosen = arch.to_dict()
+        self.network.set_active_subnet(ks=list(chosen["kernel"]), e=list(chosen["expand"]), d=list(chosen["depth"]))
+
+    def teacher(self, largest: nas.Architecture) -> nn.Module:
+        """A static copy of the largest network."""
+        self.choose(largest)
+        static: nn.Module = self.network.get_active_subnet(preserve_weight=True)
+        return static.eval()
+
+    def step(
+        self, archs: Sequence[nas.Architecture], x: torch.Tensor, y: torch.Tensor, teacher: nn.Module | None
+    ) -> Callable[[], None]:
+        """A step as its training loop has it: plain SGD; weights decay, but no biases and normalisations."""
+        network = self.network.train()
+        groups = [
+            {"params": network.get_parameters(["bn", "bias"], mode="exclude"), "weight_decay": 3e-5},
+            {"params": network.get_parameters(["bn", "bias"], mode="include"), "weight_decay": 0.0},
+        ]
+        optimiser = torch.optim.SGD(groups, lr=1e-5, momentum=0.9, nesterov=True)
+
+        def run() -> None:
+            soft = None
+            if teacher is not None:
+                with torch.no_grad():
+                    soft = F.softmax(teacher(x), dim=1)
+            network.zero_grad()
+            for arch in archs:
+                self.choose(arch)
+                logits = network(x)
+                loss = self.hard(logits, y)
+                (loss if soft is None else self.soft(logits, soft) + loss).backward()
+            optimiser.step()
+
+        return run
+
+    def check(self, archs: Sequence[nas.Architecture], supernet: nas.Supernet) -> None:
+        """Both mean the same networks: as many parameters in every tensor."""
+        for arch in archs:
+            self.choose(arch)
+            theirs = sorted(p.numel() for p in self.network.get_active_subnet(preserve_weight=False).parameters())
+            assert theirs == sorted(p.numel() for p in supernet.extract(arch).parameters()), arch
+
+
+def against_reference(device: torch.device, rounds: int, cases: Cases, checkout: Path) -> None:
+    """The same sampled subnets in both: one alone, the largest and the smallest, and four with a teacher."""
+    reference = Reference(checkout)
+    reference.network.to(device)
+    for batch, side in cases:
+        space = nas.space("ofa-mobilenet-v3", resolution=[side])
+        supernet = nas.Supernet(space, CLASSES, seed=0).to(device).train()
+        x, y = images(batch, side, device)
+        plain = x.contiguous(memory_format=torch.contiguous_format)  # what its data loader gives
+        teachers = (supernet.eval().extract(space.largest).eval(), reference.teacher(space.largest))
+        supernet.train()
+        few, four = space.sample(1, seed=1), space.sample(4, seed=2)
+        reference.check([*few, *four], supernet)
+        named = {"largest": [space.largest], "smallest": [space.smallest], "one random": few}
+        for what, archs, taught in [*((w, a, False) for w, a in named.items()), ("four random and a teacher", four, True)]:
+            shared = [lambda inputs, arch=arch, net=supernet: net(inputs, arch) for arch in archs]
+            ours = training_step(shared, sgd(supernet.parameters(), fused=True), x, y, teachers[0] if taught else None)
+            theirs = reference.step(archs, plain, y, teachers[1] if taught else None)
+            goal = "goal 0.60" if side >= 64 else "goal 0.65"
+            show(f"step, batch {batch}, {side} px, {what}", interleaved([ours, theirs], device, rounds), goal)
+
+
+def precision(device: torch.device, rounds: int, cases: Cases) -> None:
     """Whether half precision and the fused optimiser pay here."""
-    for batch, side in CASES:
+    for batch, side in cases:
         space = nas.space("ofa-mobilenet-v3", resolution=[side])
         supernet = nas.Supernet(space, CLASSES, seed=0).to(device).train()
         x, y = images(batch, side, device)
@@ -121,9 +207,10 @@ def precision(device: torch.device, rounds: int) -> None:
     show("fused against plain SGD, largest network, step alone", interleaved(both, device, 3 * rounds))
 
 
-def recalibration(device: torch.device, rounds: int) -> None:
+def recalibration(device: torch.device, rounds: int, cases: Cases) -> None:
     """Statistics of an extracted network against a plain forward of the same images."""
-    for count, batch, side in ((2, 50, 128), (5, 200, 32)):
+    for _, side in cases:
+        count, batch = (2, 50) if side >= 64 else (5, 200)
         space = nas.space("ofa-mobilenet-v3", resolution=[side])
         network = nas.Supernet(space, CLASSES, seed=0).to(device).extract(space.sample(1, seed=1)[0])
         batches = [images(batch, side, device)[0] for _ in range(count)]
@@ -139,7 +226,7 @@ def recalibration(device: torch.device, rounds: int) -> None:
         show(what, interleaved(calls, device, rounds), "goal 1.25")
 
 
-def extraction(device: torch.device, rounds: int) -> None:
+def extraction(device: torch.device, rounds: int, _cases: Cases) -> None:
     """Extracting a network against copying its weights."""
     for name in ("ofa-mobilenet-v3", "ofa-resnet50"):
         space = nas.space(name)
@@ -151,19 +238,34 @@ def extraction(device: torch.device, rounds: int) -> None:
         show(f"extraction against a copy of the tensors, {name}", interleaved(calls, device, 3 * rounds), goal)
 
 
+PARTS = {"steps": steps, "recalibration": recalibration, "extraction": extraction, "precision": precision}
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=7, help="of every comparison")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}, reference; comma-separated")
+    parser.add_argument("--case", type=int, choices=[side for _, side in CASES], help="images of this many px only")
+    parser.add_argument("--reference", type=Path, help="checkout of github.com/mit-han-lab/once-for-all to compare with")
     given = parser.parse_args()
+    wanted = given.parts.split(",")
+    if unknown := set(wanted) - {*PARTS, "reference"}:
+        parser.error(f"unknown part '{unknown.pop()}'")
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
+    cases = [case for case in CASES if given.case in (None, case[1])]
     print(f"torch {torch.__version__}, {device}, {given.threads} thread(s), {given.rounds} interleaved rounds")
     print(f"{'what':<58}{'first ms':>11}{'second ms':>11}{'ratio':>9}  quartiles")
-    for part in (steps, recalibration, extraction, precision):
-        part(device, given.rounds)
+    for part in wanted:
+        if part in PARTS:
+            PARTS[part](device, given.rounds, cases)
+        elif given.reference is None:
+            print("reference: skipped; it needs --reference PATH")
+        else:
+            against_reference(device, given.rounds, cases, given.reference)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from supernets.own_models import ElasticSupernet, elastic, elastic_space
     from supernets.phases import Phase, plan_phases
     from supernets.pretrained import Matched, start_from
+    from supernets.proxies import PROXIES, proxy_scores
     from supernets.recipe import PhaseSettings, Recipe
     from supernets.rounding import train_rounded
     from supernets.sharing import Fused, fused
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALONE",
+    "PROXIES",
     "ElasticSupernet",
     "ElasticWriter",
     "Examples",
@@ -56,6 +58,7 @@ __all__ = [
     "load_weights",
     "plan_phases",
     "processes",
+    "proxy_scores",
     "recalibrate",
     "resolution_of",
     "save_tensors",
@@ -75,6 +78,7 @@ _MODULES = {
     "estimating": ("PhaseEstimate", "estimate_training"),
     "own_models": ("ElasticSupernet", "elastic", "elastic_space"),
     "pretrained": ("Matched", "start_from"),
+    "proxies": ("PROXIES", "proxy_scores"),
     "rounding": ("train_rounded",),
     "phases": ("Phase", "plan_phases"),
     "recipe": ("PhaseSettings", "Recipe"),

@@ -2,23 +2,27 @@
 
 A batch is cut into parts (devices times `Recipe.accumulate`). Batch normalisation sees one part, every part has random
 draws of its own, and gradients are averaged over the parts: so the result depends on the number of parts alone, not on how
-many of them run side by side. Statistics are not exchanged.
+many of them run side by side. Statistics are exchanged only where the recipe's ``norm`` is ``batch`` (`WholeBatch`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from search_spaces.errors import UserError
 
-__all__ = ["ALONE", "Ranks", "processes"]
+__all__ = ["ALONE", "Ranks", "WholeBatch", "processes"]
 
 _PATIENCE = timedelta(hours=2)  # the others wait while the first one validates
 
@@ -87,6 +91,50 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+class WholeBatch(TorchFunctionMode):
+    """While it is active, batch normalisation in training takes its statistics from the images of all processes.
+
+    One exchange per normalisation, and one in the backward pass. Whatever network runs: calls are caught, no module is changed.
+    Running statistics are not updated; a supernet's never are.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__()
+        self._ranks = ranks
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is not F.batch_norm:
+            return func(*args, **(kwargs or {}))
+        return self._normalised(func, *args, **(kwargs or {}))
+
+    def _normalised(
+        self,
+        plain: Any,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        """(B, C, ...) normalised per channel; every process has the same B."""
+        if not training:
+            return plain(x, running_mean, running_var, weight, bias, training, momentum, eps)  # type: ignore[no-any-return]
+        own = torch.stack(torch.var_mean(x.float().transpose(0, 1).flatten(1), dim=1, correction=0))  # (2, C)
+        rows = torch.zeros(self._ranks.world, *own.shape, device=own.device)  # a row per process: squares would cancel
+        rows = all_reduce(rows.index_copy(0, torch.tensor([self._ranks.rank], device=own.device), own[None]))
+        mean = rows[:, 1].mean(0)
+        variance = (rows[:, 0] + (rows[:, 1] - mean).square()).mean(0)
+        scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
+        shift = -mean * scale if bias is None else bias - mean * scale
+        wide = (1, -1, *[1] * (x.dim() - 2))
+        return (x * scale.view(wide) + shift.view(wide)).to(x.dtype)
 
 
 @contextmanager

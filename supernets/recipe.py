@@ -37,6 +37,8 @@ class Recipe:
         batch: images per optimiser step, over all devices together: a recipe means the same on any number of them.
         accumulate: parts that each device runs its share of the batch in, one after the other. Less memory, and batch
             normalisation sees the images of one part only. The same training as on so many devices.
+        norm: images that batch normalisation sees: ``part``, or ``batch``, those of all devices together. One exchange
+            more per normalisation; for parts of few images.
         optimiser: ``sgd`` (Nesterov's momentum), the published recipes' choice; ``adamw`` for networks with attention.
         momentum: of SGD; AdamW's first decay rate.
         weight_decay: on weights, not on biases and normalisations.
@@ -74,6 +76,7 @@ class Recipe:
     epochs: float = 60.0
     batch: int = 64
     accumulate: int = 1
+    norm: str = "part"
     optimiser: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 3e-5
@@ -147,6 +150,7 @@ def _typed(cls: type, value: Any, source: str) -> Any:
 
 _WORDS = {
     "optimiser": ("sgd", "adamw"),
+    "norm": ("part", "batch"),
     "precision": ("fp32", "bf16", "fp16"),
     "subnet_loss": ("sum", "mean"),
     "distill_loss": ("cross-entropy", "alpha-divergence"),
@@ -160,6 +164,7 @@ def _check(recipe: Recipe, source: str) -> None:
         ("epochs", recipe.epochs, 0 < recipe.epochs < math.inf, "above 0"),
         ("batch", recipe.batch, recipe.batch >= 2, "at least 2 (batch normalisation needs more than one image)"),
         ("accumulate", recipe.accumulate, recipe.accumulate >= 1, "at least 1"),
+        ("accumulate", recipe.accumulate, recipe.accumulate == 1 or recipe.norm == "part", "1 where norm is 'batch'"),
         ("momentum", recipe.momentum, 0 <= recipe.momentum < 1, "0 to below 1"),
         ("weight_decay", recipe.weight_decay, 0 <= recipe.weight_decay < math.inf, "at least 0"),
         ("clip_norm", recipe.clip_norm, 0 <= recipe.clip_norm < math.inf, "at least 0"),

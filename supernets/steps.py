@@ -7,7 +7,7 @@ the step's number is enough to go on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from search_spaces import Architecture, SearchSpace
 from supernets.calibration import resolution_of
 from supernets.data import ImageData
-from supernets.distributed import Ranks
+from supernets.distributed import Ranks, WholeBatch
 from supernets.losses import batch_loss
 from supernets.phases import Phase
 from supernets.recipe import Recipe
@@ -93,7 +93,7 @@ class Steps:
             soft, total = F.softmax(logits.detach().float(), dim=1), total + loss
         images, labels = batch.at(resolution_of(archs[0], self.data))
         if self.teacher is not None:
-            with torch.no_grad(), self._precision():
+            with torch.no_grad(), self._forward():
                 soft = F.softmax(self.teacher(images).float(), dim=1)  # (B, classes)
         # Added up by themselves first: in this order a loss has the same bits whatever else the step does.
         taught = torch.zeros((), device=self.device)
@@ -105,7 +105,7 @@ class Steps:
         self, arch: Architecture, images: Tensor, labels: Tensor, soft: Tensor | None, scale: float
     ) -> tuple[Tensor, Tensor]:
         """Add one network's gradients; returns its logits (B, classes) and its mean loss, not scaled."""
-        with self._precision():
+        with self._forward():
             logits = self.supernet(images, arch)
         loss = batch_loss(self.recipe, logits, labels, soft)
         scaled = loss if scale == 1 else loss * scale
@@ -113,12 +113,14 @@ class Steps:
         return logits, loss.detach()
 
     @contextmanager
-    def _precision(self) -> Iterator[None]:
+    def _forward(self) -> Iterator[None]:
+        """How networks run: in the recipe's precision, with the statistics that it asks for."""
         dtype = _DTYPES.get(self.recipe.precision)
-        if dtype is None:
-            yield
-            return
-        with torch.autocast(self.device.type, dtype):
+        whole = self.recipe.norm == "batch" and self.ranks.world > 1
+        with (
+            torch.autocast(self.device.type, dtype) if dtype is not None else nullcontext(),
+            WholeBatch(self.ranks) if whole else nullcontext(),
+        ):
             yield
 
     @contextmanager
@@ -163,7 +165,7 @@ class Steps:
         total = torch.zeros(len(archs), device=self.device)
         for part, batch in batches.items():
             images, labels = batch.at(resolution_of(archs[0], self.data))
-            with self._drawing(step, part), self._precision():
+            with self._drawing(step, part), self._forward():
                 total += torch.stack([F.cross_entropy(self.supernet(images, arch).float(), labels) for arch in archs])
         return total
 

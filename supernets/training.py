@@ -425,7 +425,8 @@ class _Run:
         self.step, self.log, self.carried = meta["step"], meta["log"], groups["optimiser"]
         self.losses, self._noted, self.good_step = losses.tolist(), meta.get("noted", 0), meta.get("good_step", self.step)
         self.lr_scale, self.best = meta.get("lr_scale", 1.0), meta.get("best", 0.0)
-        if (parts := meta.get("parts", self._parts)) != self._parts and self.ranks.first:
+        parts = meta.get("parts", self._parts)
+        if parts != self._parts and self.ranks.first and self.recipe.norm == "part":
             size = self.recipe.batch // self._parts
             self.progress.say(f"the batch is in {self._parts} parts now, it was in {parts}: normalisation sees {size} images")
         if meta.get("scaler"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nas.api.defaults import DEFAULT_DEVICE, DEFAULT_HEARTBEAT, DEFAULT_IDLE, DEFAULT_IMAGES, DEFAULT_POINTS, DEFAULT_SAMPLES
-from nas.api.searching import predictor, profile, score, search, worker
+from nas.api.searching import accuracy_card, predictor, profile, score, search, worker
 from nas.api.shipping import compare, export, quantize, report, verify
 from nas.api.spaces import space, spaces
 from nas.api.training import estimate_training, finetune, rank_check, train
@@ -15,6 +15,7 @@ __all__ = [
     "DEFAULT_IMAGES",
     "DEFAULT_POINTS",
     "DEFAULT_SAMPLES",
+    "accuracy_card",
     "compare",
     "estimate_training",
     "export",

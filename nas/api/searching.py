@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from latency_tables import LatencyTable
     from nas.archive import Score
+    from nas.judging import AccuracyCard
     from nas.pareto import ParetoFront
     from predictors import ArchitecturePredictor
 
-__all__ = ["predictor", "profile", "score", "search", "worker"]
+__all__ = ["accuracy_card", "predictor", "profile", "score", "search", "worker"]
 
 
 def predictor(
@@ -111,6 +112,30 @@ def score(
     goal = make_goal(opened.space, tables, ("accuracy", "macs" if device is None else "latency"), {})
     scoring = Scoring(opened, images, jobs=jobs, storage=storage, seed=seed, progress=progress)
     return score_run(scoring, goal, samples=samples)
+
+
+def accuracy_card(
+    run: str | Path | Run,
+    *,
+    predictor: str = "auto",
+    proxies: Sequence[str] = (),
+    tau: float = 0.9,
+    progress: Progress = SILENT,
+) -> AccuracyCard:
+    """How good a predictor of accuracy is on a run's held-out scores, and whether zero-cost proxies would help it.
+
+    Args:
+        predictor: as for `search`.
+        proxies: of `supernets.PROXIES`; computed for every scored network, untrained, on 3 x 64 training images, and
+            compared with the numbers of parameters and MACs.
+        tau: the rank correlation (Kendall) to reach with more scores.
+
+    Raises:
+        UserError: an unknown name, or fewer than 30 scores.
+    """
+    from nas.judging import judge
+
+    return judge(Run.of(run), predictor=predictor, proxies=tuple(proxies), tau=tau, progress=progress)
 
 
 def worker(

@@ -16,6 +16,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "rank-check": training.rank_check,
     "profile": devices.profile,
     "score": searching.score,
+    "report-card": searching.report_card,
     "search": searching.search,
     "worker": searching.worker,
     "export": shipping.export,

@@ -14,6 +14,7 @@ from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
     from latency_tables import LatencyTable
+    from nas.tables import Planned
     from search_spaces import SearchSpace
 
 __all__ = ["devices", "doctor", "kit_import", "kit_make", "measure", "profile", "table_import"]
@@ -46,16 +47,17 @@ def profile(
 ) -> None:
     """Measure every layer of a space on a device: the latency table, with its error on whole networks."""
     import nas
+    from nas.tables import planned_profile
 
     chosen = _space_of(run, space, width, resolution, out, needs_out=not dry_run)
     target = run or out
+    given: dict[str, Any] = {"resolutions": measured_sizes, "networks": networks}
+    given |= {"like": None if like is None else nas.LatencyTable.load(like)}
     if dry_run:
-        _show_plan(chosen, device, target, measured_sizes, as_json)
+        _show_plan(planned_profile(chosen, device=device, out=None if force else target, **given), as_json)
         return
     progress = TerminalProgress(quiet=quiet)
-    given: dict[str, Any] = {"resolutions": measured_sizes, "networks": networks, "seed": seed, "force": force}
-    given |= {"like": None if like is None else nas.LatencyTable.load(like), "progress": progress}
-    table = nas.profile(chosen, device=device, out=target, **given)
+    table = nas.profile(chosen, device=device, out=target, seed=seed, force=force, progress=progress, **given)
     if breakdown is not None:
         _show_breakdown(table, run, breakdown, as_json)
     else:
@@ -83,10 +85,7 @@ def _space_of(
     return nas.Run.open(run).space if run is not None else chosen_space(str(space), width, None, resolution)
 
 
-def _show_plan(space: SearchSpace, device: str, target: Path | None, sizes: int | None, as_json: bool) -> None:
-    from nas.tables import planned_profile
-
-    plan = planned_profile(space, device=device, out=target, resolutions=sizes)
+def _show_plan(plan: Planned, as_json: bool) -> None:
     if as_json:
         print_json(dataclasses.asdict(plan))
         return

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nas.pareto import ParetoFront
     from search_spaces import SearchSpace
 
-__all__ = ["score", "search", "spaces", "worker"]
+__all__ = ["report_card", "score", "search", "spaces", "worker"]
 
 
 Jobs = Annotated[int, typer.Option(help="Networks scored at a time on this machine; 0 leaves them to workers.")]
@@ -60,6 +60,53 @@ def _score_facts(score: Score) -> dict[str, Any]:
         "proposed": score.proposed,
         "architecture": score.arch.to_dict(),
     }
+
+
+def report_card(
+    run: RunFolder,
+    predictor: Annotated[str, typer.Option(help="auto, ridge, gaussian-process, svr, mlp ...")] = "auto",
+    proxies: Annotated[
+        str,
+        typer.Option(help="all, or some of grad_norm,plain,snip,grasp,fisher,synflow,jacob_cov,naswot,zen: zero-cost proxies."),
+    ] = "",
+    tau: Annotated[float, typer.Option(help="Rank correlation (Kendall) to reach with more scores.")] = 0.9,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """What a predictor of accuracy is worth on held-out scores, beside sizes and zero-cost proxies."""
+    import nas
+    from supernets import PROXIES
+
+    names = tuple(PROXIES) if proxies == "all" else tuple(name.strip() for name in proxies.split(",") if name.strip())
+    found = nas.accuracy_card(run, predictor=predictor, proxies=names, tau=tau, progress=TerminalProgress(quiet=quiet))
+    if as_json:
+        print_json(found.to_dict())
+        return
+    card, curve = found.card, found.curve
+    facts = {
+        "Kendall, Spearman": f"{_number(card.kendall)}, {_number(card.spearman)}",
+        "RMSE": f"{card.rmse:.2%}; the accuracies vary by {card.spread:.2%}",
+        "in their 90 % intervals": f"{card.covered_90:.0%}",
+        "found of the best tenth": f"{card.top_recall:.0%}",
+    }
+    show_table([f"{card.kind}, held out of {card.networks} scores", ""], list(facts.items()))
+    steps = ", ".join(f"{count}: {value:.2f}" for count, value in zip(curve.networks, curve.kendall, strict=True))
+    missing: dict[int | None, str] = {None: "how many scores reach it, the curve cannot tell", 0: "reached"}
+    typer.echo(f"\nKendall by scores learnt from: {steps}")
+    typer.echo(f"Kendall {tau:g}: {missing.get(found.more, f'score about {found.more} more')}\n")
+    show_table(
+        ["", "Kendall", "Spearman"], [(rank.name, _number(rank.kendall), _number(rank.spearman)) for rank in found.ranks]
+    )
+    if found.gain is not None:
+        gain = found.gain
+        typer.echo(
+            f"\nridge on encodings: Kendall {_number(gain.kendall)}, RMSE {gain.rmse:.2%}; with these proxies as features: "
+            f"{_number(gain.kendall_with)}, {gain.rmse_with:.2%}"
+        )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def worker(

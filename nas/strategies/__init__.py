@@ -61,6 +61,7 @@ STRATEGIES: Mapping[str, Callable[[Task], Strategy]] = {
     "nsga2": _pymoo("nsga2"),
     "nsga3": _pymoo("nsga3"),
     "unsga3": _pymoo("unsga3"),
+    "age-moea": _pymoo("age-moea"),
     "sms-emoa": _pymoo("sms-emoa"),
     "moead": _pymoo("moead"),
     "ctaea": _pymoo("ctaea"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -87,12 +88,25 @@ def _directions(task: Task) -> Any:
     return get_reference_directions("das-dennis", objectives, n_partitions=partitions)
 
 
-# name -> (algorithm of (task, operators), least and most objectives); AGE-MOEA would need a compiler (numba).
+def _age_moea(own: dict[str, Any]) -> Any:
+    if importlib.util.find_spec("numba") is None:
+        raise UserError(
+            "strategy 'age-moea' without numba, which compiles parts of it",
+            allowed="The other strategies need nothing more",
+            next_step="Install it with: pip install 'hwnas[age-moea]'",
+        )
+    from pymoo.algorithms.moo.age import AGEMOEA
+
+    return AGEMOEA(pop_size=POPULATION, **own)
+
+
+# name -> (algorithm of (task, operators), least and most objectives)
 PYMOO: Mapping[str, tuple[Callable[[Task, dict[str, Any]], Any], int, int | None]] = {
     "ga": (lambda _task, own: GA(pop_size=POPULATION, **own), 1, 1),
     "nsga2": (lambda _task, own: NSGA2(pop_size=POPULATION, **own), 1, None),
     "nsga3": (lambda task, own: NSGA3(_directions(task), pop_size=POPULATION, **own), 2, None),
     "unsga3": (lambda task, own: UNSGA3(_directions(task), pop_size=POPULATION, **own), 2, None),
+    "age-moea": (lambda _task, own: _age_moea(own), 2, None),
     "sms-emoa": (lambda _task, own: SMSEMOA(pop_size=POPULATION, **own), 2, None),
     "moead": (lambda task, own: ParallelMOEAD(_directions(task), n_neighbors=20, **_without_duplicates(own)), 2, None),
     "ctaea": (lambda task, own: CTAEA(_directions(task), **own), 2, None),
@@ -201,10 +215,12 @@ class OptunaSearch:
         named = {gene.name: d for gene, d in zip(self.task.space.genes, self._distributions, strict=True)}
         found: dict[bytes, Rows] = {}
         with quiet_optuna(ignored=Warning):
-            for _ in range(self.TRIES * n):
+            misses = 0  # in a row: a sampler that is sure of what it has seen already is not asked for ever
+            while len(found) < n and misses < self.TRIES:
                 trial = self.study.ask(named)
                 row = self.task.space.canonical(np.array([[trial.params[name] for name in named]], dtype=np.int64))
                 key = row.tobytes()
+                misses += 1
                 if not self.archive.new(row)[0]:
                     self.study.tell(trial, list(_penalised(self.task, self.archive.find(row), self.archive)[0]))
                 elif key in found or key in self._open or not self.task.allowed(row)[0]:
@@ -212,8 +228,7 @@ class OptunaSearch:
                 else:
                     self._open[key] = trial
                     found[key] = row
-                if len(found) == n:
-                    break
+                    misses = 0
         rows = np.concatenate([self.archive.rows[:0], *found.values()])
         if len(rows) < n:
             rows = np.concatenate([rows, self.task.draw(n, self.archive, self.rng)])

@@ -9,13 +9,13 @@ from nas.evolution import evolve, skewed_rows
 from nas.pareto import non_dominated
 from nas.selection import survivors
 from nas.strategies.gain import choose_batch, directions
-from nas.strategies.models import Model
+from nas.strategies.models import Broken, Model
 from nas.strategies.task import Archive, Rows, Task, Values
 
 __all__ = ["Surrogate"]
 
 FIRST = 20  # evaluations before the first model, at least where the budget allows
-DRAWS = 64
+DRAWS = 256
 RAYS = 128
 POPULATION = 200
 GENERATIONS = 40
@@ -97,9 +97,14 @@ class Surrogate:
 
     def _fit(self) -> dict[int, Model]:
         rows = self._training()
-        for column in self.task.measured:
-            costs = self.archive.values[rows, column]
-            self._models[column] = Model.fit(self.task.space, self.archive.rows[rows], costs, self._models.get(column))
+        columns = self.archive.values[rows][:, self.task.measured].T  # (measured, N)
+        broken = np.array([costs > Broken.bound(costs) for costs in columns], dtype=bool)
+        for column, costs, own in zip(self.task.measured, columns, broken, strict=True):
+            # How fast a cell without a path is tells nothing about the latency of cells that are of use.
+            use = broken.sum(axis=0) == own
+            use |= use.sum() < len(use) / 2
+            known = self.archive.rows[rows[use]]
+            self._models[column] = Model.fit(self.task.space, known, costs[use], self._models.get(column))
         return self._models
 
     def _training(self) -> NDArray[np.intp]:

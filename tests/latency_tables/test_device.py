@@ -164,6 +164,8 @@ def test_the_list_names_every_device() -> None:
         "ssh://host",
         "ssh:///onnxruntime-cpu",
         "ssh://host/torch-cpu",
+        "ssh://host/onnxruntime-cpu:precision=bf16",
+        "ssh://host/onnxruntime-cuda:precision=int8",
         "ftp://host/onnxruntime-cpu",
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 import search_spaces
 from latency_tables import Amount, LatencyTable, open_device, profile
-from latency_tables.exchange import import_table, merged, to_frame
+from latency_tables.exchange import import_frame, import_table, to_frame
 from search_spaces import UserError
 from search_spaces.layers import Conv, GlobalPool, Linear, MBConv
 
@@ -98,6 +98,10 @@ def test_csv_goes_out_and_comes_back(tmp_path: Path) -> None:
     assert back.estimate(archs) == pytest.approx(known)
     assert back.device == "table://copy"
     assert back.quality is None
+    assert import_frame(frame, SPACE, name="copy").estimate(archs) == pytest.approx(known)
+    for wrong in (frame.drop(columns="ms"), frame.assign(ms=-1.0), frame.iloc[1:]):
+        with pytest.raises(UserError):
+            import_frame(wrong, SPACE, name="copy")
 
 
 @pytest.mark.parametrize(
@@ -127,8 +131,8 @@ def test_merging_keeps_all_layers_and_refuses_other_machines() -> None:
     whole = simulated()
     parts = [simulated(SPACE.restrict(resolution=[size])) for size in (16, 20)]
     with pytest.raises(UserError, match="one space, or"):
-        merged(*parts)
-    both = merged(parts[0], whole)
+        parts[0].merged(parts[1])
+    both = parts[0].merged(whole)
     assert set(both.entries) == set(whole.entries)
     assert len(both.networks) >= len(whole.networks)
     assert both.space == whole.space
@@ -136,7 +140,7 @@ def test_merging_keeps_all_layers_and_refuses_other_machines() -> None:
     assert both.estimate(archs) == pytest.approx(whole.estimate(archs), rel=0.02)
     other = replace(whole, fingerprint={**whole.fingerprint, "governor": "powersave"})
     with pytest.raises(UserError, match="governor"):
-        merged(whole, other)
+        whole.merged(other)
 
 
 def test_the_simulated_device_has_the_same_table_every_time() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 
 import search_spaces
 from latency_tables import Amount, Candidate, LatencyTable, Measurement, Plan, Quality, measure, open_device, profile
+from latency_tables.entries import CHAIN, Entry
 from latency_tables.stopwatch import Failure
-from latency_tables.table import CHAIN, Entry
 from search_spaces import SearchSpace, UserError
 from search_spaces.layers import Layer, parse_layer
 from search_spaces.progress import SILENT, Progress
@@ -89,8 +88,7 @@ class FakeDevice:
         progress: Progress = SILENT,
     ) -> list[Measurement | Failure]:
         loaders = [lambda candidate=c: self.load(candidate.model()).run for c in candidates]
-        settings = dataclasses.asdict(plan or Plan())
-        return measure(loaders, rng=rng, clock=self.clock, progress=progress, **settings)
+        return measure(loaders, rng=rng, plan=plan, clock=self.clock, progress=progress)
 
     def load(self, model: onnx.ModelProto | bytes) -> FakeRunner:
         assert isinstance(model, onnx.ModelProto)
@@ -247,6 +245,54 @@ def test_layers_measured_at_another_level_are_brought_to_the_tables(tmp_path: Pa
     assert table.estimate(archs) == pytest.approx(truth(device, SPACE, archs), rel=0.03)  # the empty network's is as it was
 
 
+@dataclass
+class DriftingRunner(FakeRunner):
+    """Ever slower: by half while a table is measured."""
+
+    def run(self) -> None:
+        spent = self.ns * (1 + self.clock.wall / 1e8)
+        self.clock.wall += spent
+        self.clock.cpu += spent
+
+
+@dataclass
+class DriftingDevice(FakeDevice):
+    def load(self, model: onnx.ModelProto | bytes) -> FakeRunner:
+        return DriftingRunner(**vars(super().load(model)))
+
+
+@dataclass
+class SwingingDevice(FakeDevice):
+    """Every call of `time` meets another level of the machine."""
+
+    levels: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def time(self, *given: Any, **named: Any) -> list[Measurement | Failure]:
+        self.speed = float(self.levels.uniform(1, 1.5))
+        return super().time(*given, **named)
+
+
+def test_a_level_that_swings_from_chunk_to_chunk_does_not_show_in_the_table() -> None:
+    table = run(SwingingDevice(), amount=Amount(20, 20))
+    archs = SPACE.sample(30, seed=1)
+    found = table.estimate(archs) / truth(FakeDevice(), SPACE, archs)
+    assert found.std() / found.mean() < 0.01
+    assert table.quality is not None
+    assert table.quality.noise.median < 1e-3 < table.drift
+
+
+def test_a_device_that_drifts_throughout_is_reported_and_its_table_is_right_all_the_same() -> None:
+    device = DriftingDevice()
+    table = run(device)
+    assert table.drift > 0.1
+    assert any("level moved by" in line and "nas profile --force" in line for line in table.warnings())
+    archs = SPACE.sample(30, seed=1)
+    found = table.estimate(archs) / truth(FakeDevice(), SPACE, archs)
+    assert found.std() / found.mean() < 0.02  # of one level, whichever
+    assert table.quality is not None
+    assert table.quality.corrected.median < 0.02
+
+
 def test_sizes_between_measured_ones_are_interpolated_and_the_error_is_said(tmp_path: Path) -> None:
     space = search_spaces.build("small-mobilenet", width=0.5, resolution=[16, 20, 24, 28, 32]).restrict(expand=[2], depth=[1])
     device = FakeDevice()
@@ -335,7 +381,8 @@ def test_other_conditions_are_refused_by_name_and_nothing_is_overwritten(tmp_pat
     assert run(FakeDevice(batch=8), out=path, force=True).fingerprint["batch"] == 8
 
 
-def test_a_table_of_format_1_is_read_and_estimates_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_table_of_an_older_format_is_read_and_estimates_the_same(tmp_path: Path, version: int) -> None:
     path = tmp_path / "t.json"
     table = run(FakeDevice(whole=lambda total, count: 1.2 * total), TINY, out=path)
     value = json.loads(path.read_text())
@@ -345,22 +392,15 @@ def test_a_table_of_format_1_is_read_and_estimates_the_same(tmp_path: Path) -> N
             return [older(item) for item in part]
         if not isinstance(part, dict):
             return part
-        new = (
-            "p95_ms",
-            "low_ms",
-            "high_ms",
-            "cpu_low_ms",
-            "cpu_high_ms",
-            "level",
-            "levels",
-            "interpolated",
-            "anchor",
-            "residual",
-            "learnt",
-        )
-        return {name: older(item) for name, item in part.items() if name not in new}
+        new = ["calm_ms", "calm_error", "cpu_calm_ms", "cpu_calm_error", "chunks"]
+        if version == 1:
+            new += ["p95_ms", "low_ms", "high_ms", "level", "levels", "interpolated", "anchor", "residual", "learnt"]
+        kept = {name: older(item) for name, item in part.items() if name not in new}
+        if "scale" in kept:
+            kept["scale"] *= 1.1  # it was fitted to medians
+        return kept
 
-    path.write_text(json.dumps(older(value) | {"version": 1}))
+    path.write_text(json.dumps(older(value) | {"version": version}))
     old = LatencyTable.load(path)
     archs = TINY.sample(10, seed=0)
     assert old.estimate(archs) == pytest.approx(table.estimate(archs))
@@ -421,9 +461,9 @@ def test_a_missing_layer_is_named() -> None:
 
 def test_no_layer_is_free_however_noise_falls() -> None:
     timing = run(FakeDevice()).overhead
-    slower = replace(timing, median_ms=timing.median_ms * 2, cpu_median_ms=timing.cpu_median_ms * 2)
-    assert Entry(timing, timing).layer_ms(2 * timing.median_ms, "wall") > 0
-    assert Entry(timing, slower).layer_ms(0, "wall") == pytest.approx(timing.median_ms / (CHAIN - 1))
+    slower = replace(timing, calm_ms=timing.calm_ms * 2)
+    assert Entry(timing, timing).layer_ms(2 * timing.calm_ms, "wall") > 0
+    assert Entry(timing, slower).layer_ms(0, "wall") == pytest.approx(timing.calm_ms / (CHAIN - 1))
 
 
 # ---- the real runtime ---------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ command=$1; shift
 if [ "$command" = push ]; then
   for last; do :; done
   target=$(echo "$last" | sed "s|/data/local/tmp|$home|")
-  while [ $# -gt 1 ]; do cp "$1" "$target" || exit 1; shift; done
+  while [ $# -gt 1 ]; do cp -r "$1" "$target" || exit 1; shift; done
   exit 0
 fi
 {trouble}

@@ -17,7 +17,7 @@ import torch
 import search_spaces
 from latency_tables import LatencyTable, Measurement
 from latency_tables.correction import Correction, Errors, Quality
-from latency_tables.table import Entry
+from latency_tables.entries import Entry
 from nas.archive import Archive, Score
 from nas.baselines import Baseline
 from nas.exporting import Export

@@ -314,3 +314,22 @@ def test_commands(run: Run, tables: dict[str, nas.LatencyTable]) -> None:
         result = command(*arguments)
         assert result.returncode == 2
         assert words in " ".join(result.stderr.split()), result.stderr
+
+
+def test_report_card_beside_sizes_and_proxies(run: Run) -> None:
+    few = command("report-card", run.path)
+    assert few.returncode == 2
+    assert "20 scored subnets" in few.stderr
+    nas.score(run, samples=30, images=100)
+    found = nas.accuracy_card(run, predictor="ridge", proxies=("snip", "naswot"))
+    assert found.card.networks == 30
+    assert [rank.name for rank in found.ranks] == ["params", "macs", "snip", "naswot"]
+    assert all(rank.kendall is None or -1 <= rank.kendall <= 1 for rank in found.ranks)
+    assert found.gain is not None
+    assert found == nas.accuracy_card(run, predictor="ridge", proxies=("snip", "naswot"))
+    shown = command("report-card", run.path, "--predictor", "ridge", "--proxies", "snip,naswot")
+    assert shown.returncode == 0, shown.stderr
+    assert all(word in shown.stdout for word in ("params", "macs", "snip", "naswot", "Kendall 0.9", "as features"))
+    wrong = command("report-card", run.path, "--proxies", "snap")
+    assert wrong.returncode == 2
+    assert "snap" in wrong.stderr

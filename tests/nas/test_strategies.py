@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from pymoo.indicators.hv import HV
@@ -13,13 +15,24 @@ from nas.strategies.simple import RandomSearch
 from nas.strategies.task import Rows
 from nas.testing import check_strategy
 
-SLOW = ("optuna-gp",)  # a minute and more: it fits and optimises anew for every single proposal
+SLOW = ("optuna-gp",)  # minutes: it fits and optimises anew for every single proposal
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in STRATEGIES])
 def test_a_strategy_conforms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "age-moea":
+        pytest.importorskip("numba", reason="needs the extra age-moea")
     monkeypatch.setattr("nas.strategies.linas.INNER_EVALUATIONS", 1000)
     check_strategy(STRATEGIES[name])
+
+
+def test_age_moea_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    space = nas.SearchSpace({"a": [0, 1, 2], "b": [0, 1, 2]}, name="few")
+    objectives = {"x": "min", "y": "min"}
+    with pytest.raises(nas.UserError, match=r"hwnas\[age-moea\]"):
+        nas.optimize(space, lambda archs: {}, objectives=objectives, budget=4, strategy="age-moea")
 
 
 class _Repeats(RandomSearch):

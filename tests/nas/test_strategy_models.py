@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from nas.strategies.models import Broken, Model
+from nas.strategies.surrogate import Surrogate
+from nas.strategies.task import Quantity, Task
 from search_spaces import SearchSpace
 
 SPACE = SearchSpace({f"op_{i}": ["none", "skip", "conv", "pool"] for i in range(6)}, name="cells")
@@ -36,3 +38,19 @@ def test_broken_networks_are_told_apart_and_cost_the_others_no_precision() -> No
 def test_costs_over_several_orders_of_magnitude_are_not_broken() -> None:
     assert not (np.geomspace(1.0, 1000.0, 50) > Broken.bound(np.geomspace(1.0, 1000.0, 50))).any()
     assert Broken.bound(np.array([2.0, 2.0, 2.0, 9.0])) == np.inf  # half of all as good as the best: no measure of bad
+
+
+def test_latency_is_learnt_from_networks_that_work() -> None:
+    """Broken networks with latencies of their own do not disturb the model of the others' latency."""
+    accuracy = Quantity("accuracy", maximise=True, objective=True)
+    latency = Quantity("latency", maximise=False, objective=True)
+    strategy = Surrogate(Task(SPACE, (accuracy, latency), 200, 10, 0))
+    rows = SPACE.sample_rows(200, np.random.default_rng(0))
+    values, broken = accuracies(rows)
+    times = np.where(broken, 50.0, 5.0 + rows.sum(axis=1))
+    strategy.tell(rows, np.column_stack([-values, times]))
+    models = strategy._fit()
+    unseen = SPACE.sample_rows(300, np.random.default_rng(1))
+    unseen = unseen[~accuracies(unseen)[1]]
+    assert np.abs(models[1].mean(unseen) - 5.0 - unseen.sum(axis=1)).max() < 0.5
+    assert models[0].broken is not None

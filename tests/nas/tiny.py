@@ -8,7 +8,7 @@ from pathlib import Path
 import search_spaces
 from latency_tables import LatencyTable, Measurement
 from latency_tables.correction import Correction, Errors, Quality
-from latency_tables.table import Entry
+from latency_tables.entries import Entry
 from nas.recipes import load_recipe
 from nas.runs import SUPERNET_VERSION, Run
 from search_spaces import SearchSpace

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 
-from predictors.gaussian_process import ArchitectureProcess, Weights
+from predictors.gaussian_process import ArchitectureProcess
 from search_spaces import Choice, SearchSpace
 
 SPACE = SearchSpace(
@@ -38,9 +38,9 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences(
     hot, target = process.kernel.one_hot(data[0][:30]), (data[1][:30] - data[1][:30].mean()) / data[1][:30].std()
     prior = process._prior(hot)
     at = prior.flat() + 0.3 * np.random.default_rng(1).normal(size=len(prior.flat()))
-    value, gradient = process._loss(Weights.of(at), hot, target, prior)
+    value, gradient = process._loss(prior.like(at), hot, target, prior)
     assert np.isfinite(value)
-    slow = approx_fprime(at, lambda flat: process._loss(Weights.of(flat), hot, target, prior)[0], 1e-6)
+    slow = approx_fprime(at, lambda flat: process._loss(prior.like(flat), hot, target, prior)[0], 1e-6)
     np.testing.assert_allclose(gradient, slow, rtol=1e-3, atol=1e-3)
 
 
@@ -67,7 +67,17 @@ def test_residuals_in_closed_form_are_those_of_fitting_without_the_part(
     fast = process.residuals([part, rest])[part]
     # The same scale, effects and weights, so that only the data differ.
     target = (data[1][rest] - process.center_) / process.scale_
-    full = process._covariance(process.kernel.one_hot(data[0][:40]))
+    full = process._covariance(data[0][:40])
     inner = full[np.ix_(rest, rest)] + (np.exp(process.weights_.noise) + 1e-6) * np.eye(len(rest))
     slow = full[np.ix_(part, rest)] @ np.linalg.solve(inner, target) * process.scale_ + process.center_ - data[1][part]
     np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-6)
+
+
+def test_how_often_an_option_is_taken_carries_over_to_other_places() -> None:
+    """A function of counts alone, neither a sum over genes nor over pairs of them."""
+    cells = SearchSpace({f"op_{i}": ["none", "skip", "conv", "pool"] for i in range(6)}, name="cells")
+    rows = cells.all_rows()
+    rows = rows[np.random.default_rng(0).permutation(len(rows))[:600]]
+    values = np.sin(1.5 * (rows == 2).sum(axis=1)) + 0.5 * (rows == 0).sum(axis=1)
+    process = ArchitectureProcess(cells).fit(rows[:60], values[:60])
+    assert np.sqrt(np.mean((process.mean(rows[60:]) - values[60:]) ** 2)) < 0.25 * values.std()

@@ -155,7 +155,7 @@ def test_the_learning_curve_rises_and_says_how_many_more(space: SearchSpace) -> 
     more = curve.more_for(wanted)
     assert more is None or more > 0
     with pytest.raises(UserError, match="for a learning curve"):
-        predictors.learning_curve(predictors.build("ridge", space), rows[:40], values[:40])
+        predictors.learning_curve(predictors.build("ridge", space), rows[:24], values[:24])
 
 
 def test_the_extrapolation_of_a_known_curve() -> None:
@@ -167,3 +167,15 @@ def test_the_extrapolation_of_a_known_curve() -> None:
     assert curve.more_for(1.0) is None
     flat = predictors.LearningCurve("ridge", sizes, (0.5, 0.4, 0.5, 0.4))
     assert flat.more_for(0.6) is None
+
+
+def test_features_that_know_more_help_and_others_do_not(space: SearchSpace) -> None:
+    rows, values = planted(space, 120, noise=0.002)
+    hidden = np.random.default_rng(7).normal(size=120)  # in no encoding
+    told = predictors.feature_gain(space, rows, values + 0.02 * hidden, hidden[:, None] * 1e6)
+    assert told.kendall is not None
+    assert told.kendall_with is not None
+    assert told.kendall_with > told.kendall + 0.1
+    assert told.rmse_with < 0.5 * told.rmse
+    useless = predictors.feature_gain(space, rows, values, np.ones((120, 2)))
+    assert useless.rmse_with == pytest.approx(useless.rmse, rel=1e-3)

@@ -123,6 +123,10 @@ print(json.dumps([(folder / name).read_text() for name in ("unbroken", "broken")
 
 SPREAD = """
 import torch
+if recipe.norm == "batch":  # every image is the same in one part and in two only without random draws
+    data = data.plain()
+    torch.nn.Dropout.forward = lambda self, x: x
+
 def together(rank, accumulate):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[3])
     with processes() as ranks:
@@ -176,6 +180,25 @@ def test_two_processes_are_one_with_the_batch_in_two_parts(data: ImageData, tmp_
     said: list[str] = []  # one process goes on from what two have saved, and says what is different
     train(alone, data, recipe, seed=5, checkpoint=tmp_path / "c.safetensors", progress=mock.Mock(say=said.append))
     assert said == ["the batch is in 1 parts now, it was in 2: normalisation sees 32 images"]
+
+
+def test_two_processes_with_common_statistics_are_one_with_the_whole_batch(data: ImageData, tmp_path: Path) -> None:
+    recipe = replace(
+        RECIPE, norm="batch", epochs=0.05, ema=0.0, sandwich=True, phases={"all": PhaseSettings(lr=0.02)}
+    )  # a step
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run_script(SPREAD, recipe, tmp_path, port)
+    alone, apart = new_supernet(), new_supernet()
+    with mock.patch.object(torch.nn.Dropout, "forward", lambda _, x: x):
+        train(alone, data.plain(), recipe, seed=5)
+        train(apart, data.plain(), replace(recipe, norm="part", accumulate=2), seed=5)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+    farthest = [max(float((first[n] - t).abs().max()) for n, t in net.state_dict().items()) for net in (alone, apart)]
+    assert farthest[0] < 1e-5
+    assert farthest[1] > 1e-3  # with statistics of its own in each part it is another training
 
 
 class OneNan:
