@@ -267,7 +267,7 @@ class _Job:
         cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
         rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, rng)
         timed = replace(table, networks=self.networks(space.from_array(rows), held_out), level_at=now())
-        table = finish(timed, single=self.device.threads == 1)
+        table = finish(timed)
         if self.out is not None:
             table.save(self.out)
         return table

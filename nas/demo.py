@@ -26,11 +26,11 @@ class Budget:
     """What a demo may spend; the default takes four to six minutes on two cores.
 
     Attributes:
-        macs: multiply-accumulates of the largest network over all images that the supernet is trained on.
+        macs: multiply-accumulates of the largest network over all images that the supernet is trained on; the largest network
+            alone sees as many.
         largest_macs: of one image. Input sizes that take the largest network beyond it are left out: in minutes, more images
             teach more than more pixels.
-        finetune_share: of so many images, for fine-tuning the best network of the front after the search. The largest network
-            alone sees as many as both together.
+        finetune_share: of so many images, for fine-tuning the best network of the front after the search.
         augmented_from: epochs that make augmentation worth its while; with fewer, images are shown as they are.
         recipe: of the supernet.
         width: width multiplier of the space.
@@ -41,9 +41,9 @@ class Budget:
         limit_share: the latency limit, as a share of the largest network's estimated latency.
     """
 
-    macs: float = 1.1e11
+    macs: float = 1.6e11
     largest_macs: float = 5.5e6
-    finetune_share: float = 0.5
+    finetune_share: float = 0.6
     augmented_from: float = 5.0
     recipe: str = "quick"
     width: float = 0.5
@@ -139,7 +139,7 @@ def run_demo(
     images = load_data(data, seed=seed)
     folder = Path(out) if out is not None else Path("runs") / f"demo-{images.name}"
     run, epochs = _train(images, folder, budget, seed, stop, progress)
-    baseline = train_largest_alone(run, epochs=(1 + budget.finetune_share) * epochs, progress=progress, stop=stop)
+    baseline = train_largest_alone(run, epochs=epochs, progress=progress, stop=stop)
     table = api.profile(run.space, device=device, out=run.path, seed=seed, progress=progress)
     limit = f"{budget.limit_share * table.estimate(run.space.largest):.3g}ms"
     if not run.file("front.json").exists():

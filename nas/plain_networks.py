@@ -80,7 +80,7 @@ def load_network(path: str | Path, *, build: Callable[[], nn.Module] | None = No
             allowed="The network that was exported",
             next_step="Build it with the choices in the file, or export it again",
         ) from None
-    network.about = header["about"]  # type: ignore[assignment]  # torch lets modules carry what they like
+    network.about = header["about"]  # torch lets modules carry what they like
     return network.eval()
 
 

@@ -128,13 +128,15 @@ class WholeBatch(TorchFunctionMode):
             return plain(x, running_mean, running_var, weight, bias, training, momentum, eps)  # type: ignore[no-any-return]
         own = torch.stack(torch.var_mean(x.float().transpose(0, 1).flatten(1), dim=1, correction=0))  # (2, C)
         rows = torch.zeros(self._ranks.world, *own.shape, device=own.device)  # a row per process: squares would cancel
-        rows = all_reduce(rows.index_copy(0, torch.tensor([self._ranks.rank], device=own.device), own[None]))
+        place = torch.tensor([self._ranks.rank], device=own.device)
+        rows = all_reduce(rows.index_copy(0, place, own[None]))  # type: ignore[no-untyped-call]
         mean = rows[:, 1].mean(0)
         variance = (rows[:, 0] + (rows[:, 1] - mean).square()).mean(0)
         scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
         shift = -mean * scale if bias is None else bias - mean * scale
         wide = (1, -1, *[1] * (x.dim() - 2))
-        return (x * scale.view(wide) + shift.view(wide)).to(x.dtype)
+        normalised: Tensor = x * scale.view(wide) + shift.view(wide)
+        return normalised.to(x.dtype)
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class Watch:
             self.seen.append(f"{event} {arguments!r:.200}")
         elif event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
             flags = arguments[2] or 0
-            path = os.path.realpath(os.fsdecode(arguments[0]))  # noqa: PTH (a hook must not import)
+            path = os.path.realpath(os.fsdecode(arguments[0]))  # a hook must not import
             if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not path.startswith((self.inside, "/dev/")):
                 self.seen.append(f"write {path}")
 
