@@ -41,14 +41,14 @@ class Budget:
         limit_share: the latency limit, as a share of the largest network's estimated latency.
     """
 
-    macs: float = 1.6e11
+    macs: float = 1.3e11
     largest_macs: float = 5.5e6
-    finetune_share: float = 0.6
+    finetune_share: float = 0.75
     augmented_from: float = 5.0
     recipe: str = "quick"
     width: float = 0.5
-    samples: int = 36
-    scores: int = 64
+    samples: int = 32
+    scores: int = 56
     validation_images: int = 1000
     points: int = 12
     generations: int = 60
