@@ -118,7 +118,8 @@ class Run:
         with locked(folder / "run.json", doing="making"):
             if not (folder / "run.json").exists():
                 write_json(folder / "run.json", "run", RUN_VERSION, settings)
-        return cls.create(folder, settings, space=space)  # it may be what another process has just made
+                return cls(folder, settings)._with(space)
+        return cls.create(folder, settings, space=space)  # another process has made it in between
 
     # ---- files ----
 

@@ -181,7 +181,7 @@ def test_from_the_command_line(
         ("raises.py:build", CHOICES, "raises.py raised RuntimeError: no luck"),
         ("model.py:build", "depth = 3\n", "depth = 3"),
         ("model.py:build", "depth = []\n", "depth = []"),
-        ("model.py:build", "depth = [1,\n", "choices.toml: "),
+        ("model.py:build", "depth = [1,\n", "choices.toml is damaged"),
         ("model.py:build", "", "a space without choices"),
         ("model.py:build", CHOICES + "[rules]\n'*' = 3\n", "rules.'*' = 3"),
         ("model.py:build", "depth = [1, 2]\n", "the constructor needs 'width'"),
