@@ -36,7 +36,11 @@ def add_twins(run: Run) -> tuple[str, str]:
         made = Quantised(path.stem, point.arch.id, path.name, file_hash(path), source, 28, 64, 100, 0.9, 0.89, 400, 100, 0.01,
                          ("blocks.3",), losses)  # fmt: skip
         write_json(run.exports / f"{path.stem}.json", "quantised", 1, asdict(made))
-        better = {"accuracy": 0.99, "latency_ms": 1e-4} if index == 0 else {"latency_ms": 10 * network.latency_ms}
+        better = (
+            {"accuracy": 0.99, "accuracy_high": 1.0, "latency_ms": 1e-4}
+            if index == 0
+            else {"latency_ms": 10 * network.latency_ms}
+        )
         twins.append(replace(network, id=path.stem, promised={}, precision="int8", network=point.arch.id, **better))
     timed = [Timed("foreign", 0.3, 0.2, 0.4, f"it gives no class scores {HOSTILE}")]
     replace(found, quantised=twins, timed=timed, excess=Excess(5, 0.01, -0.005, 0.025)).save(run.file("verified.json"))
