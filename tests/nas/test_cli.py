@@ -31,7 +31,9 @@ class Result:
     stderr: str
 
 
-JUDGED = (0, 1)  # of what is verified: 1 where the clock of a busy machine breaks a limit
+def is_judged(result: Result) -> bool:
+    """Exit code 1 exactly where a limit is said to be broken; on a busy machine the clock may break one."""
+    return result.returncode == int("breaks a limit" in result.stderr)
 
 
 def nas(*arguments: object, cwd: Path | None = None) -> Result:
@@ -79,7 +81,7 @@ def test_search_export_verify_report(finished: Path) -> None:
     assert json.loads(exports.stdout)[0]["proven"] is True
     assert nas("export", finished).returncode == 0
     verified = nas("verify", finished, "--json")
-    assert verified.returncode in JUDGED, verified.stderr
+    assert is_judged(verified), verified.stderr
     assert json.loads(verified.stdout)["summary"]["networks"] == len(rows)
     page = Path(nas("report", finished).stdout.strip())
     assert all(row["id"] in page.read_text() for row in rows)
@@ -94,7 +96,7 @@ def test_quantize_and_compare(finished: Path, tmp_path: Path) -> None:
     file = tmp_path / "another.onnx"
     file.write_bytes(next((finished / "exports").glob("*-int8.onnx")).read_bytes())
     compared = nas("compare", finished, file)
-    assert compared.returncode in JUDGED, compared.stderr
+    assert is_judged(compared), compared.stderr
     for words in ("another", "-int8", "winner's curse", "INT8 takes"):
         assert words in compared.stdout
     assert "another" in (finished / "verified.json").read_text()
@@ -120,7 +122,7 @@ def test_results_as_text(finished: Path, budget: Budget) -> None:
     assert tuned.returncode == 0, tuned.stderr
     assert "same top-1" in nas("export", finished).stdout
     verified = nas("verify", finished)
-    assert verified.returncode in JUDGED, verified.stderr
+    assert is_judged(verified), verified.stderr
     fastest = nas("search", finished, "--samples", budget.samples, "--points", 4, "--force", "--json")
     assert f"{json.loads(fastest.stdout)[0]['id']}*" in verified.stdout  # fine-tuned
     assert "ofa-mobilenet-v3" in nas("spaces", "ofa-mobilenet-v3").stdout
