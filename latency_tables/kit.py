@@ -245,8 +245,8 @@ def _item(value: Any, plan: Plan) -> Raw | str:
     if not isinstance(wall, list) or not isinstance(cpu, list) or len(wall) != len(cpu) or not 1 <= len(wall) <= plan.rounds:
         raise ValueError(f"a model has other than 1 to {plan.rounds} samples on both clocks")
     for number in [*wall, *cpu, runs]:
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 < number < 10**15:
-            raise ValueError(f"{str(number)[:40]} is not a time in whole, positive nanoseconds")
-    if runs > LONGEST_SAMPLE:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 10**15:
+            raise ValueError(f"{str(number)[:40]} is not a time in whole nanoseconds")
+    if not 0 < runs <= LONGEST_SAMPLE:
         raise ValueError(f"{runs} runs in a sample")
     return wall, cpu, runs

@@ -187,15 +187,32 @@ def understood(timed: Sequence[Raw | str]) -> list[Measurement | Failure]:
     for index, raw in enumerate(timed):
         if isinstance(raw, str):
             found[index] = Failure(raw)
-        elif min(*raw[0], *raw[1], raw[2]) <= 0:
+        elif (credible := _credible(raw)) is None:
             found[index] = Failure("its clock makes no sense: a run took no time, or less")
         else:
-            sound[index] = raw
+            sound[index] = credible
     if sound:
         wall, cpu = undisturbed([raw[0] for raw in sound.values()]), undisturbed([raw[1] for raw in sound.values()])
         for index, raw, *calm in zip(sound, sound.values(), *wall, *cpu, strict=True):
             found[index] = _measurement(raw, *map(float, calm))
     return [found[index] for index in range(len(timed))]
+
+
+def _credible(raw: Raw) -> Raw | None:
+    """The samples, without those in which a clock did not move; None where it seldom moves, or ran backwards.
+
+    A virtual machine's clock stands still now and then; a CPU clock that counts in ticks longer than a sample stands still most
+    of the time, and then the wall clock has to do for both.
+    """
+    wall, cpu, runs = raw
+    if min(*wall, *cpu) < 0 or runs <= 0:
+        return None
+    if 2 * sum(time > 0 for time in cpu) < len(cpu):
+        cpu = wall
+    kept = [(one, other) for one, other in zip(wall, cpu, strict=True) if one > 0 and other > 0]
+    if 2 * len(kept) < len(wall):
+        return None
+    return [one for one, _ in kept], [other for _, other in kept], runs
 
 
 def _measurement(raw: Raw, calm: float, calm_error: float, cpu_calm: float, cpu_calm_error: float) -> Measurement:
@@ -229,7 +246,8 @@ def undisturbed(samples: Sequence[Sequence[float]]) -> tuple[NDArray[np.float64]
     its own samples' quantile.
 
     Args:
-        samples: per candidate its times in the first rounds, as many as it took part in.
+        samples: per candidate its times in the first rounds, as many as it took part in (one left out shifts those after it
+            by a round, which the medians bear).
     """
     logs = np.full((len(samples), max(map(len, samples))), np.nan)
     for row, times in zip(logs, samples, strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from latency_tables.standalone.timing import interval
-from latency_tables.stopwatch import SYSTEM_CLOCK, Failure, Measurement, Plan, measure, one_core, undisturbed
+from latency_tables.stopwatch import SYSTEM_CLOCK, Failure, Measurement, Plan, measure, one_core, understood, undisturbed
 
 
 @dataclass
@@ -245,6 +245,23 @@ def test_a_clock_that_makes_no_sense_is_a_failure_of_its_candidate() -> None:
     (found,) = measure(loaders(clock, [1000]), rng=np.random.default_rng(0), clock=clock)
     assert isinstance(found, Failure)
     assert "makes no sense" in found.reason
+
+
+def test_a_clock_that_stands_still_now_and_then_costs_those_samples_alone() -> None:
+    rng = np.random.default_rng(0)
+    wall = (1e6 * np.exp(0.01 * rng.standard_normal(20))).astype(int).tolist()
+    (steady,) = understood([(wall, wall, 1)])
+    (stumbling,) = understood([([*wall[:9], 0, *wall[9:]], [*wall[:9], 5, *wall[9:]], 1)])
+    (still,) = understood([([0] * 11 + wall[:10], wall[:10] + [1] * 11, 1)])
+    assert stumbling == steady
+    assert isinstance(still, Failure)
+
+
+def test_a_cpu_clock_that_ticks_too_slowly_leaves_the_wall_clock() -> None:
+    wall = [1_000_000 + i for i in range(20)]
+    (ticking,) = understood([(wall, [0] * 19 + [10_000_000], 1)])
+    assert isinstance(ticking, Measurement)
+    assert ticking.cpu_median_ms == ticking.median_ms
 
 
 def test_warming_up_goes_on_while_times_fall() -> None:
