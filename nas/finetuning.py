@@ -113,15 +113,15 @@ def find_network(run: Run, name: str) -> Architecture:
 
 
 def deployed_network(run: Run, arch: Architecture, data: ImageData) -> nn.Module:
-    """The network that ships: fine-tuned weights where there are some, the supernet's otherwise; recalibrated."""
+    """The network that ships: fine-tuned weights where there are some, the supernet's otherwise; recalibrated, on the CPU."""
     path = _path(run, arch)
     seed = run.settings["seed"]
     if not path.exists():
-        return calibrated(run.supernet(), arch, data, seed=seed)
+        return calibrated(run.supernet(), arch, data, seed=seed).cpu()
     tensors, _ = load_tensors(path, "finetuned", FINETUNED_VERSION, make=f"nas finetune {run.path} --pick {arch.id}")
     alone = only(run, arch)
     load_weights(alone, tensors, source=str(path))
-    return calibrated(alone, arch, data, seed=seed)
+    return calibrated(alone, arch, data, seed=seed).cpu()
 
 
 def is_finetuned(run: Run, arch: Architecture) -> bool:
@@ -138,4 +138,4 @@ def only(run: Run, arch: Architecture) -> Supernet:
     space = run.space
     row = space.to_array(arch)[0]
     single = {gene.name: [gene.options[index]] for gene, index in zip(space.genes, row, strict=True)}
-    return Supernet(space.restrict(single), seed=run.settings["seed"])
+    return Supernet(space.restrict(single), seed=run.settings["seed"]).to(run.torch_device)

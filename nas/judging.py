@@ -100,7 +100,10 @@ def _proxy_table(run: Run, scores: Sequence[Score], proxies: Sequence[str], prog
     try:
         for at, score in enumerate(scores):
             resolution = resolution_of(score.arch, data)
-            batches = [(data.train.batch(part, resolution), data.train.labels[part]) for part in parts]
+            batches = [
+                (data.train.batch(part, resolution).to(run.torch_device), data.train.labels[part].to(run.torch_device))
+                for part in parts
+            ]
             found = proxy_scores(supernet.extract(score.arch), batches, proxies, seed=seed)
             table[at] = list(found.values())
             progress.advance()

@@ -37,24 +37,31 @@ class Run:
         settings: what the run was made with (space, data, recipe, seed, weights if any), as in ``run.json``.
         own: the space of networks of the user's own, where it is at hand.
         images: the run's data, where they are at hand.
+        torch_device: where networks are scored and trained on: ``cpu``, ``cuda``, ``cuda:1`` ...
     """
 
     path: Path
     settings: dict[str, Any]
     own: ElasticSpace | None = field(default=None, repr=False, compare=False)
     images: ImageData | None = field(default=None, repr=False, compare=False)
+    torch_device: str = field(default="cpu", repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str | Path, *, space: ElasticSpace | None = None) -> Run:
+    def open(cls, path: str | Path, *, space: ElasticSpace | None = None, torch_device: str = "cpu") -> Run:
         """Open a folder that `create` made.
 
         Args:
             space: of a run with networks of your own, where the run cannot or should not find them itself; see
                 `nas.own_models`.
+            torch_device: where `nas.score`, `nas.search`, `nas.finetune` and `nas.rank_check` run networks.
 
         Raises:
-            UserError: there is no run, its description is damaged, or the space is another one.
+            UserError: there is no run, its description is damaged, the space is another one, or torch has no such device.
         """
+        if torch_device != "cpu":
+            from supernets.checks import check_torch_device
+
+            check_torch_device(torch_device)
         folder = Path(path)
         value = read_json(folder / "run.json", "run", RUN_VERSION, make=_TRAIN.replace("RUN", str(folder)))
         with reading(
@@ -69,7 +76,7 @@ class Run:
                 if not isinstance(settings["data"][name], str):
                     raise ValueError(f"the data's {name} is {settings['data'][name]!r:.40}")
         _refuse_links(folder)
-        return cls(folder, settings)._with(space)
+        return cls(folder, settings, torch_device=torch_device)._with(space)
 
     def _with(self, space: SearchSpace | None) -> Run:
         """The run with its own networks at hand."""
@@ -196,7 +203,7 @@ class Run:
             )
         supernet = Supernet(self.space)
         load_weights(supernet, self._weights[0], source=str(self.weights))
-        return supernet.eval()
+        return supernet.eval().to(self.torch_device)
 
     @cached_property
     def _weights(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -157,7 +157,7 @@ class Crew:
         if isinstance(self.jobs, int) and self.jobs <= 1:
             return partial(validate, self.run)
         threads = max(1, (os.cpu_count() or 1) // self._most)
-        return partial(_validate_there, str(self.run.path.resolve()), threads)
+        return partial(_validate_there, str(self.run.path.resolve()), self.run.torch_device, threads)
 
     def _collect(self) -> bool:
         if not self._flying:
@@ -218,13 +218,13 @@ def _executor(jobs: Jobs) -> Iterator[Executor]:
 
 
 @cache
-def _opened(folder: str, threads: int) -> Run:
+def _opened(folder: str, torch_device: str, threads: int) -> Run:
     """The run in a process that evaluates for another one, read once."""
     import torch
 
     torch.set_num_threads(threads)
-    return Run.open(folder)
+    return Run.open(folder, torch_device=torch_device)
 
 
-def _validate_there(folder: str, threads: int, arch: Architecture, images: int) -> Found:
-    return validate(_opened(folder, threads), arch, images)
+def _validate_there(folder: str, torch_device: str, threads: int, arch: Architecture, images: int) -> Found:
+    return validate(_opened(folder, torch_device, threads), arch, images)

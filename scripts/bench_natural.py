@@ -5,17 +5,23 @@ same number of images more. All of them end as ONNX files that are tested and ti
 
 Run: OMP_NUM_THREADS=1 python scripts/bench_natural.py --out runs/natural --minutes 7
 It does one piece after the other, stops after so many minutes (trainings in the middle) and goes on when it is run again.
+
+On a GPU, for another machine's processor, whose table is brought along (see docs/devices.md):
+python scripts/bench_natural.py --out runs/natural --data cifar10:PATH --torch-device cuda --processes 12 \\
+    --width 1 --image 32 --recipe scripts/recipes/shared.toml --alone scripts/recipes/alone.toml --epochs 40 --device table://NAME
+The same command without --torch-device and --processes, with --device onnxruntime-cpu, then ends the work there.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +30,6 @@ from torch import Tensor, nn
 
 import nas
 
-WIDTH, IMAGE = 0.5, 28  # of the space small-mobilenet
 PICKS = ("smallest", "median", "largest")
 BASELINES = [  # family, width, strides taken off, beginning with the stem's
     ("small", 0.25, 2),
@@ -65,36 +70,45 @@ def torchvision_mobilenet(width: float, family: str, strides: int, channels: int
     return ChannelsLast(network)
 
 
+BUDGET = ("data", "width", "image", "epochs", "finetune_epochs", "recipe", "alone", "finetune", "augment", "seed")
+
+
 @dataclass
 class Bench:
-    """The pieces and what they found, in ``record.json`` of the folder."""
+    """The pieces; what each one found is in a file of its own, ``done/PIECE.json``, so that several processes can work."""
 
     given: argparse.Namespace
     deadline: float
-    record: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder = Path(self.given.out)
-        self.file = self.folder / "record.json"
-        budget = {name: getattr(self.given, name) for name in ("data", "epochs", "finetune_epochs", "recipe", "seed")}
-        self.record = json.loads(self.file.read_text()) if self.file.exists() else {"budget": budget, "seconds": {}}
-        if self.record["budget"] != budget:
-            raise SystemExit(f"{self.file} has the budget {self.record['budget']}; choose another folder")
+        budget = {name: getattr(self.given, name) for name in BUDGET}
+        file = self.folder / "budget.json"
+        if not file.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(budget, indent=1))
+        if (known := json.loads(file.read_text())) != budget:
+            raise SystemExit(f"{file} has {known}; choose another folder")
 
     @cached_property
     def data(self) -> Any:
-        """Images as they are: augmentation does not pay for a few epochs."""
-        return nas.load_data(self.given.data, seed=self.given.seed, augment=False)
+        """Images; as they are, unless augmentation was asked for: it does not pay for a few epochs."""
+        return nas.load_data(self.given.data, seed=self.given.seed, augment=self.given.augment)
 
     @cached_property
     def space(self) -> Any:
         """The space for these images."""
-        return nas.space("small-mobilenet", width=WIDTH, image=IMAGE, channels=self.data.channels, classes=self.data.classes)
+        shape = {"image": self.given.image, "channels": self.data.channels, "classes": self.data.classes}
+        return nas.space("small-mobilenet", width=self.given.width, **shape)
 
     @cached_property
     def run(self) -> Any:
         """The supernet's run."""
-        return nas.Run.open(self.folder / "supernet")
+        return self.opened("supernet")
+
+    def opened(self, name: str, **space: Any) -> Any:
+        """A run whose networks are trained and scored where the user said."""
+        return nas.Run.open(self.folder / name, torch_device=self.given.torch_device, **space)
 
     @cached_property
     def picks(self) -> dict[str, Any]:
@@ -106,39 +120,45 @@ class Bench:
         """Whether this run's time is up."""
         return time.monotonic() > self.deadline
 
+    def record(self, name: str) -> dict[str, Any]:
+        """What is known of a piece: ``seconds``, and ``found`` when it is done."""
+        file = self.folder / "done" / f"{name}.json"
+        known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"seconds": 0.0}
+        return known
+
     def once(self, name: str, work: Callable[[], Any]) -> Any:
         """A piece that is done once; its time adds up over the runs of this script."""
-        found = self.record.setdefault("done", {})
-        if name in found:
-            return found[name]
+        known = self.record(name)
+        if "found" in known:
+            return known["found"]
         if self.stop():
-            raise nas.Interrupted(0, self.file)
+            raise nas.Interrupted(0, self.folder)
         begun = time.monotonic()
         try:
-            found[name] = work()
+            known["found"] = work()
         finally:
-            seconds = self.record["seconds"]
-            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - begun, 1)
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(json.dumps(self.record, indent=1))
-            print(f"{name:<40}{'done' if name in found else 'to go on'}, {seconds[name]:.0f} s in all", flush=True)
-        return found[name]
+            known["seconds"] = round(known["seconds"] + time.monotonic() - begun, 1)
+            file = self.folder / "done" / f"{name}.json"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(known, indent=1))
+            print(f"{name:<40}{'done' if 'found' in known else 'to go on'}, {known['seconds']:.0f} s in all", flush=True)
+        return known["found"]
 
     # ---- training ----
 
     def train(self, name: str, supernet: nas.Supernet, recipe: str) -> None:
         """One training, into a run folder of its own."""
         rest: dict[str, Any] = {"epochs": self.given.epochs, "seed": self.given.seed, "stop": self.stop}
-        out = self.folder / name
-        self.once(f"train {name}", lambda: str(nas.train(supernet, self.data, out=out, recipe=recipe, **rest).path))
+        where = self.given.torch_device
 
-    def supernet(self) -> None:
-        """Train the supernet."""
-        self.train("supernet", nas.Supernet(self.space, seed=self.given.seed), self.given.recipe)
+        def work() -> str:
+            return str(nas.train(supernet.to(where), self.data, out=self.folder / name, recipe=recipe, **rest).path)
+
+        self.once(f"train {name}", work)
 
     def finetune(self, run: Any, arch: Any, name: str) -> None:
         """Train one network on."""
-        rest: dict[str, Any] = {"epochs": self.given.finetune_epochs, "stop": self.stop}
+        rest: dict[str, Any] = {"epochs": self.given.finetune_epochs, "recipe": self.given.finetune, "stop": self.stop}
         self.once(f"finetune {name}", lambda: str(nas.finetune(run, arch=arch, **rest)))
 
     # ---- networks as files ----
@@ -160,55 +180,89 @@ class Bench:
         self.finetune(run, arch, name)
         self.write(f"{name}-tuned", run, arch)
 
-    def twins(self) -> None:
-        """Subnets of the supernet, and the same networks alone."""
+    def jobs(self) -> dict[str, Callable[[], None]]:
+        """What can be done side by side."""
+        twins = {f"twin {name}": partial(self.twin, name) for name in PICKS}
+        static = {f"static {n}": partial(self.static, *BASELINES[n]) for n in range(self.given.baselines)}
+        return {"supernet": self.supernet, **twins, **static}
+
+    def supernet(self) -> None:
+        """The supernet, some of its networks, its front."""
+        self.train("supernet", nas.Supernet(self.space, seed=self.given.seed), self.given.recipe)
         for name, arch in self.picks.items():
             self.write_both(f"{name}-shared", self.run, arch)
-        for name, arch in self.picks.items():
-            row = self.space.to_array(arch)[0]
-            only = self.space.restrict({g.name: [g.options[i]] for g, i in zip(self.space.genes, row, strict=True)})
-            self.train(f"{name}-alone", nas.Supernet(only, seed=self.given.seed), "single")
-            run = nas.Run.open(self.folder / f"{name}-alone")
-            self.write_both(f"{name}-alone", run, run.space.largest)
+        if self.given.points:
+            self.front()
 
-    def baselines(self) -> None:
-        """torchvision's networks, trained alone."""
-        for family, width, strides in BASELINES[: self.given.baselines]:
-            name = f"{family}-{width:g}-s{strides}"
-            fixed = {"family": family, "strides": strides, "channels": self.data.channels, "classes": self.data.classes}
-            side = self.data.size
-            shape = (self.data.channels, side, side)
-            torch.manual_seed(self.given.seed)  # torchvision's weights
-            space = nas.elastic(torchvision_mobilenet, {"width": [width]}, fixed=fixed, input_shape=shape, name=name)
-            self.train(name, nas.Supernet(space, seed=self.given.seed), "single")
-            run = nas.Run.open(self.folder / name, space=space)
-            self.write_both(name, run, space.largest)
+    def twin(self, name: str) -> None:
+        """A network of the supernet, alone."""
+        row = self.space.to_array(self.picks[name])[0]
+        only = self.space.restrict({g.name: [g.options[i]] for g, i in zip(self.space.genes, row, strict=True)})
+        self.train(f"{name}-alone", nas.Supernet(only, seed=self.given.seed), self.given.alone)
+        run = self.opened(f"{name}-alone")
+        self.write_both(f"{name}-alone", run, run.space.largest)
+
+    def static(self, family: str, width: float, strides: int) -> None:
+        """One of torchvision's networks, alone."""
+        name = f"{family}-{width:g}-s{strides}"
+        fixed = {"family": family, "strides": strides, "channels": self.data.channels, "classes": self.data.classes}
+        shape = (self.data.channels, self.data.size, self.data.size)
+        torch.manual_seed(self.given.seed)  # torchvision's weights
+        space = nas.elastic(torchvision_mobilenet, {"width": [width]}, fixed=fixed, input_shape=shape, name=name)
+        self.train(name, nas.Supernet(space, seed=self.given.seed), self.given.alone)
+        run = self.opened(name, space=space)
+        self.write_both(name, run, space.largest)
 
     # ---- search ----
 
     def front(self) -> None:
-        """Search, fine-tune every network of the front, export."""
-        seed: dict[str, Any] = {"seed": self.given.seed}
-        self.once("profile", lambda: nas.profile(self.space, out=self.run.path, **seed) and True)
-        budget: dict[str, Any] = {"samples": self.given.samples, "budget": self.given.scores, "points": self.given.points}
-        self.once("search", lambda: [p.arch.id for p in nas.search(self.run, images=1000, force=True, **budget, **seed)])
-        for number, name in enumerate(self.record["done"]["search"]):
+        """Search, fine-tune every network of the front."""
+        device, budget = self.given.device, {"samples": self.given.samples, "budget": self.given.scores}
+        rest: dict[str, Any] = {"images": 2000, "points": self.given.points, "seed": self.given.seed}
+
+        def work() -> list[str]:
+            front = nas.search(self.run, device=device, force=True, **budget, **rest)
+            return [point.arch.id for point in front]
+
+        for number, name in enumerate(self.once(f"search {device.removeprefix('table://')}", work)):
             self.finetune(self.run, name, f"front {number}")
-        self.once("export", lambda: len(nas.export(self.run)))
 
     def verify(self) -> None:
         """Everything in the same rounds; repeated by ``--again``."""
         files = sorted((self.folder / "files").glob("*.onnx"))
         if self.given.again:
-            self.record["done"].pop("verify", None)
-        self.once("verify", lambda: nas.compare(self.run, *files, force=True, seed=self.given.seed).to_dict())
+            (self.folder / "done" / "verify.json").unlink(missing_ok=True)
+        self.once("export", lambda: len(nas.export(self.run)))
+        self.once("verify", lambda: asdict(nas.compare(self.run, *files, force=True, seed=self.given.seed)))
+
+    # ---- several processes ----
+
+    def side_by_side(self, names: Sequence[str], command: Sequence[str]) -> bool:
+        """Each job in a process of its own, so many at a time; whether all are done."""
+        (self.folder / "output").mkdir(exist_ok=True)
+        waiting, running, failed = list(names), dict[str, subprocess.Popen[bytes]](), False
+        while waiting or running:
+            while waiting and len(running) < self.given.processes:
+                name = waiting.pop(0)
+                minutes = str(max(0.0, self.deadline - time.monotonic()) / 60)
+                with (self.folder / "output" / f"{name}.txt").open("ab") as stream:
+                    one = [sys.executable, __file__, *command, "--job", name, "--minutes", minutes]
+                    running[name] = subprocess.Popen(one, stdout=stream, stderr=subprocess.STDOUT)
+            time.sleep(0.2)
+            for name, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    failed = failed or process.returncode != 0
+                    print(f"{name:<40}ended with {process.returncode}", flush=True)
+        return not failed
 
 
-def show(record: dict[str, Any]) -> None:
+def show(bench: Bench) -> None:
     """The tables."""
-    found = record["done"]["verify"]
-    print(f"budget {record['budget']}")
-    print("seconds", {name: value for name, value in record["seconds"].items() if name.startswith("train")})
+    found = bench.record("verify")["found"]
+    print(f"budget {json.loads((bench.folder / 'budget.json').read_text())}")
+    trained = {path.stem: json.loads(path.read_text())["seconds"] for path in sorted((bench.folder / "done").glob("train *"))}
+    print("seconds", {name.removeprefix("train "): value for name, value in trained.items()})
     print(f"\n{'network':<28}{'accuracy':>9}{'95 % interval':>18}{'latency ms':>12}{'10 to 90 %':>20}")
     rows = [("front " + row["id"], row) for row in found["networks"]] + [(row["id"], row) for row in found["baselines"]]
     for name, row in sorted(rows, key=lambda pair: pair[1]["latency_ms"]):
@@ -243,33 +297,46 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist", help="as of nas.load_data; cifar10:PATH ...")
     parser.add_argument("--out", required=True, help="folder; run again with the same one to go on")
     parser.add_argument("--minutes", type=float, default=7.0, help="after which it stops")
+    parser.add_argument("--width", type=float, default=0.5, help="of the space")
+    parser.add_argument("--image", type=int, default=28, help="of the space, px")
     parser.add_argument("--epochs", type=float, default=1.0, help="of the supernet, and of every network alone")
     parser.add_argument("--finetune-epochs", type=float, default=0.5, help="more, of every network")
     parser.add_argument("--recipe", default="quick", help="of the supernet")
+    parser.add_argument("--alone", default="single", help="recipe of the others")
+    parser.add_argument("--finetune", default="finetune", help="recipe of fine-tuning")
+    parser.add_argument("--augment", action="store_true", help="shift and mirror images")
     parser.add_argument("--samples", type=int, default=40, help="scored subnets to learn from")
     parser.add_argument("--scores", type=int, default=60, help="scored subnets in all")
-    parser.add_argument("--points", type=int, default=6, help="networks on the front")
+    parser.add_argument("--points", type=int, default=6, help="networks on the front; 0: no search")
+    parser.add_argument("--device", default="onnxruntime-cpu", help="of the search; table://NAME for one elsewhere")
     parser.add_argument("--baselines", type=int, default=len(BASELINES), help="torchvision networks: the first so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--torch-device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--processes", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--job", help="only this one: supernet, 'twin median', 'static 0' ...")
     parser.add_argument("--again", action="store_true", help="measure anew what is trained")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     bench = Bench(given, time.monotonic() + 60 * given.minutes)
-    bench.folder.mkdir(parents=True, exist_ok=True)
-    lock = (bench.folder / "lock").open("w")
+    jobs = bench.jobs()
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print("another one is at work there; run the same command to go on")
-        return
-    try:
-        for part in (bench.supernet, bench.twins, bench.front, bench.baselines, bench.verify):
-            part()
+        if given.job:
+            jobs[given.job]()
+            return
+        if given.processes > 1:
+            if not bench.side_by_side(list(jobs), sys.argv[1:]):
+                raise SystemExit(f"a job failed: see {bench.folder / 'output'}")
+        else:
+            for job in jobs.values():
+                job()
+        if given.device.startswith("table://"):
+            print("trained; verify it where the device is")
+            return
+        bench.verify()
+        show(bench)
     except nas.Interrupted:
         print("time is up; run the same command to go on")
-        return
-    show(bench.record)
 
 
 if __name__ == "__main__":

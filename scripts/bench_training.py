@@ -3,7 +3,7 @@
 Run: OMP_NUM_THREADS=1 python scripts/bench_training.py
 Some parts of it: --parts steps --case 128
 Against Once-for-all's own code (a checkout of its repository, which you bring): --parts reference --reference PATH
-On a GPU: --device cuda
+On a GPU: --device cuda; images a second: --device cuda --parts throughput
 """
 
 from __future__ import annotations
@@ -238,7 +238,48 @@ def extraction(device: torch.device, rounds: int, _cases: Cases) -> None:
         show(f"extraction against a copy of the tensors, {name}", interleaved(calls, device, 3 * rounds), goal)
 
 
-PARTS = {"steps": steps, "recalibration": recalibration, "extraction": extraction, "precision": precision}
+LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
+SPEEDS = [  # space, px, images
+    ("ofa-mobilenet-v3", 128, 256),
+    ("ofa-mobilenet-v3", 176, 256),
+    ("ofa-mobilenet-v3", 224, 256),
+    ("small-mobilenet", 32, 512),
+]
+
+
+def throughput(device: torch.device, rounds: int, _cases: Cases) -> None:
+    """Images a second: the largest network alone, static, against a step of the phase that opens the widths.
+
+    That step trains two random subnets of the whole space on what the largest network, static, says of the images.
+    """
+    print(f"\n{'images a second':<60}{'static':>12}{'largest':>12}{'2, taught':>12}{'2':>12}")
+    for name, side, batch in SPEEDS:
+        for layout, memory in LAYOUTS.items():
+            space = nas.space(name, resolution=[side])
+            supernet = nas.Supernet(space, CLASSES, seed=0).to(device, memory_format=memory)  # type: ignore[call-overload]
+            teacher = supernet.eval().extract(space.largest).eval()
+            static = supernet.extract(space.largest).train()
+            supernet.train()
+            x, y = images(batch, side, device)
+            x = x.contiguous(memory_format=memory)
+            largest, *two = [
+                lambda inputs, arch=arch, net=supernet: net(inputs, arch) for arch in [space.largest, *space.sample(2, seed=2)]
+            ]
+            for word, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
+                shared = sgd(supernet.parameters())
+                calls = [
+                    training_step([static], sgd(static.parameters()), x, y, None, dtype),
+                    training_step([largest], shared, x, y, None, dtype),
+                    training_step(two, shared, x, y, teacher, dtype),
+                    training_step(two, shared, x, y, None, dtype),
+                ]
+                speeds = [1000 * batch / statistics.median(times) for times in interleaved(calls, device, rounds)]
+                what = f"{name} {side} px, batch {batch}, {word}, {layout}"
+                print(f"{what:<60}" + "".join(f"{speed:>12,.0f}" for speed in speeds), flush=True)
+
+
+USUAL = {"steps": steps, "recalibration": recalibration, "extraction": extraction, "precision": precision}
+PARTS = {**USUAL, "throughput": throughput}
 
 
 def main() -> None:
@@ -247,7 +288,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=7, help="of every comparison")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}, reference; comma-separated")
+    parser.add_argument("--parts", default=",".join(USUAL), help=f"of {', '.join(PARTS)}, reference; comma-separated")
     parser.add_argument("--case", type=int, choices=[side for _, side in CASES], help="images of this many px only")
     parser.add_argument("--reference", type=Path, help="checkout of github.com/mit-han-lab/once-for-all to compare with")
     given = parser.parse_args()

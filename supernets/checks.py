@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from search_spaces.errors import UserError
 from supernets.data import ImageData
 from supernets.distributed import ALONE, Ranks
 from supernets.recipe import Recipe
 from supernets.supernet import Supernet
 
-__all__ = ["check_training"]
+__all__ = ["check_torch_device", "check_training"]
 
 
 def check_training(supernet: Supernet, data: ImageData, recipe: Recipe, ranks: Ranks = ALONE) -> None:
@@ -49,4 +51,29 @@ def _check_sizes(supernet: Supernet) -> None:
             f"images of {resolution} px for {space.key}, whose networks shrink them {total} times",
             allowed=f"At least {total} px",
             next_step=f"Use larger resolutions: --resolution {total},{2 * total}, or the space small-mobilenet",
+        )
+
+
+def check_torch_device(name: str) -> None:
+    """Refuse a device that torch does not have here.
+
+    Raises:
+        UserError: neither ``cpu`` nor a CUDA device of this machine.
+    """
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise UserError(
+            f"torch device '{name}'", allowed="cpu, cuda, or one GPU of several: cuda:1", next_step="Choose one of them"
+        )
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"torch device '{name}', but torch sees no CUDA device",
+            allowed="A CUDA build of torch and a GPU",
+            next_step="Use the torch device cpu",
+        )
+    if number and int(number) >= torch.cuda.device_count():
+        raise UserError(
+            f"torch device '{name}' on a machine with {torch.cuda.device_count()} GPUs",
+            allowed=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}",
+            next_step="Choose one of them",
         )

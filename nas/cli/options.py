@@ -15,13 +15,14 @@ from search_spaces.errors import UserError
 if TYPE_CHECKING:
     from search_spaces import SearchSpace
 
-__all__ = ["AsJson", "DeviceName", "Force", "Quiet", "RunFolder", "Seed", "chosen_space", "interruptible"]
+__all__ = ["AsJson", "DeviceName", "Force", "Quiet", "RunFolder", "Seed", "TorchDevice", "chosen_space", "interruptible"]
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder, as nas train-supernet made it.")]
 DeviceName = Annotated[str, typer.Option("--device", help="Device; see nas devices.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
+TorchDevice = Annotated[str, typer.Option("--torch-device", help="Where torch runs networks: cpu, cuda, or cuda:1 ...")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 

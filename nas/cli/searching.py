@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.options import AsJson, Force, Quiet, RunFolder, Seed
+from nas.cli.options import AsJson, Force, Quiet, RunFolder, Seed, TorchDevice
 from nas.cli.terminal import EXIT_INTERRUPTED, Stop, TerminalProgress, print_json, show_table
 from search_spaces.errors import UserError
 
@@ -29,6 +29,7 @@ def score(
     device: Annotated[str | None, typer.Option("--device", help="Device whose latency is the cost; MACs without one.")] = None,
     jobs: Jobs = 1,
     storage: Storage = None,
+    torch_device: TorchDevice = "cpu",
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -37,7 +38,10 @@ def score(
     import nas
 
     progress = TerminalProgress(quiet=quiet)
-    scores = nas.score(run, samples=n, images=images, device=device, jobs=jobs, storage=storage, seed=seed, progress=progress)
+    opened = nas.Run.open(run, torch_device=torch_device)
+    scores = nas.score(
+        opened, samples=n, images=images, device=device, jobs=jobs, storage=storage, seed=seed, progress=progress
+    )
     if as_json:
         print_json([_score_facts(score) for score in scores])
         return
@@ -113,6 +117,7 @@ def worker(
     run: RunFolder,
     storage: Storage = None,
     jobs: Annotated[int, typer.Option(min=1, help="Networks scored at a time.")] = 1,
+    torch_device: TorchDevice = "cpu",
     idle: Annotated[float, typer.Option(help="End after so many seconds without work.")] = 300,
     heartbeat: Annotated[int, typer.Option(min=1, help="Seconds between signs of life; two missed: lost.")] = 20,
     quiet: Quiet = False,
@@ -122,7 +127,8 @@ def worker(
 
     progress = TerminalProgress(quiet=quiet)
     with Stop().listening() as stop:
-        scored = nas.worker(run, storage=storage, jobs=jobs, idle=idle, heartbeat=heartbeat, stop=stop, progress=progress)
+        opened = nas.Run.open(run, torch_device=torch_device)
+        scored = nas.worker(opened, storage=storage, jobs=jobs, idle=idle, heartbeat=heartbeat, stop=stop, progress=progress)
         typer.echo(f"{scored} subnets scored")
         if stop():
             raise typer.Exit(EXIT_INTERRUPTED)
@@ -144,6 +150,7 @@ def search(
     predictor: Annotated[str, typer.Option(help="auto, ridge, gaussian-process, svr, mlp ...")] = "auto",
     jobs: Jobs = 1,
     storage: Storage = None,
+    torch_device: TorchDevice = "cpu",
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the front that is there.")] = False,
     force: Force = False,
@@ -154,7 +161,7 @@ def search(
     import nas
 
     front = nas.search(
-        run,
+        nas.Run.open(run, torch_device=torch_device),
         device=device,
         objectives=objective,
         limits=_limits(limit),

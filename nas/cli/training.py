@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.options import AsJson, Quiet, RunFolder, Seed, chosen_space, interruptible
+from nas.cli.options import AsJson, Quiet, RunFolder, Seed, TorchDevice, chosen_space, interruptible
 from nas.cli.terminal import TerminalProgress, print_json, show_table
 from search_spaces.errors import UserError
 from search_spaces.progress import duration
@@ -36,7 +36,7 @@ def train_supernet(
     ] = "progressive",
     epochs: Annotated[float | None, typer.Option(help="Epochs of all phases together; default: the recipe's.")] = None,
     augment: Annotated[bool, typer.Option(help="Shift, crop and mirror images; not worth it for few epochs.")] = True,
-    torch_device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    torch_device: TorchDevice = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the phases, their time and memory.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="TensorBoard scalars beside the CSV log.")] = False,
     seed: Seed = 0,
@@ -47,7 +47,7 @@ def train_supernet(
     import nas
     from supernets import processes
 
-    with processes(cuda=torch_device == "cuda") as ranks:
+    with processes(cuda=torch_device.startswith("cuda")) as ranks:
         images = nas.load_data(data, seed=seed, augment=augment)
         chosen: SearchSpace
         if model is None and choices is None:
@@ -56,7 +56,7 @@ def train_supernet(
         else:
             chosen = _own_space(model, choices, images.input_shape, clash=width is not None or resolution is not None)
             supernet = nas.Supernet(chosen, images.classes, seed=seed)
-        supernet = supernet.to(_torch_device(torch_device, ranks))
+        supernet = supernet.to(_own_device(torch_device, ranks))
         progress = TerminalProgress(quiet=quiet or not ranks.first)
         progress.say(f"{images.name}: {len(images.train)} training images; {chosen.key}: {chosen.count():.2e} networks")
         if dry_run:
@@ -132,17 +132,11 @@ def _image(space: str, size: int) -> int | None:
     return min(64, max(28, size)) if space == "small-mobilenet" else None
 
 
-def _torch_device(name: str, ranks: Ranks) -> str:
-    import torch
+def _own_device(name: str, ranks: Ranks) -> str:
+    """Each process of a machine has a GPU of its own."""
+    from supernets.checks import check_torch_device
 
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"--torch-device {name}", allowed="cpu or cuda", next_step="Choose one of them")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--torch-device cuda, but torch sees no CUDA device",
-            allowed="A CUDA build of torch and a GPU",
-            next_step="Train with --torch-device cpu",
-        )
+    check_torch_device(name)
     return f"cuda:{ranks.local}" if name == "cuda" else name
 
 
@@ -152,6 +146,7 @@ def finetune(
     arch: Annotated[str | None, typer.Option(help="Instead: id of a scored network, largest or smallest.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Default: the recipe's.")] = None,
     recipe: Annotated[str, typer.Option(help="finetune, finetune-distilled, or a TOML file.")] = "finetune",
+    torch_device: TorchDevice = "cpu",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -160,7 +155,8 @@ def finetune(
 
     progress = TerminalProgress(quiet=quiet)
     with interruptible(progress) as stop:
-        path = nas.finetune(run, pick=pick, arch=arch, epochs=epochs, recipe=recipe, stop=stop, progress=progress)
+        opened = nas.Run.open(run, torch_device=torch_device)
+        path = nas.finetune(opened, pick=pick, arch=arch, epochs=epochs, recipe=recipe, stop=stop, progress=progress)
     if as_json:
         print_json({"weights": str(path), "network": path.stem})
     else:
@@ -172,6 +168,7 @@ def rank_check(
     epochs: Annotated[float, typer.Option(help="Epochs that each network is trained alone.")],
     k: Annotated[int, typer.Option("--k", help="Networks, from the smallest to the largest.")] = 8,
     images: Annotated[int, typer.Option(help="Validation images per score, at most.")] = 2000,
+    torch_device: TorchDevice = "cpu",
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -181,7 +178,8 @@ def rank_check(
 
     progress = TerminalProgress(quiet=quiet)
     with interruptible(progress) as stop:
-        check = nas.rank_check(run, networks=k, epochs=epochs, images=images, seed=seed, stop=stop, progress=progress)
+        opened = nas.Run.open(run, torch_device=torch_device)
+        check = nas.rank_check(opened, networks=k, epochs=epochs, images=images, seed=seed, stop=stop, progress=progress)
     if as_json:
         print_json(check.to_dict())
         return
