@@ -24,7 +24,7 @@ from predictors import (
 )
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import proxy_scores, resolution_of
+from supernets import placed, proxy_scores, resolution_of
 
 __all__ = ["AccuracyCard", "ProxyRank", "judge"]
 
@@ -94,6 +94,7 @@ def _proxy_table(run: Run, scores: Sequence[Score], proxies: Sequence[str], prog
     if not len(proxies):
         return table
     data, supernet, seed = run.data(), run.supernet(), run.settings["seed"]
+    device = next(supernet.parameters()).device
     drawn = np.random.default_rng([seed, _DRAW]).permutation(len(data.train))[: BATCHES * BATCH]
     parts = np.array_split(drawn, BATCHES)
     progress.start("proxies", len(scores))
@@ -101,8 +102,7 @@ def _proxy_table(run: Run, scores: Sequence[Score], proxies: Sequence[str], prog
         for at, score in enumerate(scores):
             resolution = resolution_of(score.arch, data)
             batches = [
-                (data.train.batch(part, resolution).to(run.torch_device), data.train.labels[part].to(run.torch_device))
-                for part in parts
+                (placed(data.train.batch(part, resolution), device), placed(data.train.labels[part], device)) for part in parts
             ]
             found = proxy_scores(supernet.extract(score.arch), batches, proxies, seed=seed)
             table[at] = list(found.values())

@@ -25,6 +25,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -161,7 +162,22 @@ class Bench:
         rest: dict[str, Any] = {"epochs": self.given.finetune_epochs, "recipe": self.given.finetune, "stop": self.stop}
         self.once(f"finetune {name}", lambda: str(nas.finetune(run, arch=arch, **rest)))
 
-    # ---- networks as files ----
+    # ---- networks ----
+
+    @torch.inference_mode()
+    def judge(self, name: str, run: nas.Run, arch: Any) -> float:
+        """Accuracy of a network of a run, as it is now: of the PyTorch network, on all test images."""
+
+        def work() -> float:
+            where, test = torch.device(self.given.torch_device), run.data().test
+            side = arch.to_dict().get("resolution", run.data().size)
+            network, right = nas.network(run, arch).to(where), 0
+            for part in np.array_split(np.arange(len(test)), len(test) // 500 or 1):
+                images = test.batch(part, side).to(where).contiguous()
+                right += int((network(images).argmax(1).cpu() == test.labels[part]).sum())
+            return right / len(test)
+
+        return float(self.once(f"accuracy {name}", work))
 
     def write(self, name: str, run: nas.Run, arch: Any) -> None:
         """A network of a run as ONNX, as it is now."""
@@ -174,25 +190,30 @@ class Bench:
 
         self.once(f"write {name}", work)
 
-    def write_both(self, name: str, run: nas.Run, arch: Any) -> None:
+    def tune(self, name: str, run: nas.Run, arch: Any) -> None:
         """A network before and after fine-tuning."""
-        self.write(name, run, arch)
+        self.judge(name, run, arch)
         self.finetune(run, arch, name)
-        self.write(f"{name}-tuned", run, arch)
+        self.judge(f"{name}-tuned", run, arch)
 
-    def jobs(self) -> dict[str, Callable[[], None]]:
-        """What can be done side by side."""
+    # ---- jobs: each list can be done side by side ----
+
+    def jobs(self) -> list[dict[str, Callable[[], Any]]]:
+        """All of them, in three lists, one after the other."""
         twins = {f"twin {name}": partial(self.twin, name) for name in PICKS}
         static = {f"static {n}": partial(self.static, *BASELINES[n]) for n in range(self.given.baselines)}
-        return {"supernet": self.supernet, **twins, **static}
+        shared = {f"shared {name}": partial(self.shared, name) for name in PICKS}
+        points: dict[str, Callable[[], Any]] = {f"point {n}": partial(self.point, n) for n in range(self.given.points)}
+        search: dict[str, Callable[[], Any]] = {"search": self.search} if points else {}
+        return [{"supernet": self.supernet, **twins, **static}, {**search, **shared}, points]
 
     def supernet(self) -> None:
-        """The supernet, some of its networks, its front."""
+        """The supernet alone."""
         self.train("supernet", nas.Supernet(self.space, seed=self.given.seed), self.given.recipe)
-        for name, arch in self.picks.items():
-            self.write_both(f"{name}-shared", self.run, arch)
-        if self.given.points:
-            self.front()
+
+    def shared(self, name: str) -> None:
+        """A network of the supernet."""
+        self.tune(f"{name}-shared", self.run, self.picks[name])
 
     def twin(self, name: str) -> None:
         """A network of the supernet, alone."""
@@ -200,7 +221,7 @@ class Bench:
         only = self.space.restrict({g.name: [g.options[i]] for g, i in zip(self.space.genes, row, strict=True)})
         self.train(f"{name}-alone", nas.Supernet(only, seed=self.given.seed), self.given.alone)
         run = self.opened(f"{name}-alone")
-        self.write_both(f"{name}-alone", run, run.space.largest)
+        self.tune(f"{name}-alone", run, run.space.largest)
 
     def static(self, family: str, width: float, strides: int) -> None:
         """One of torchvision's networks, alone."""
@@ -211,12 +232,11 @@ class Bench:
         space = nas.elastic(torchvision_mobilenet, {"width": [width]}, fixed=fixed, input_shape=shape, name=name)
         self.train(name, nas.Supernet(space, seed=self.given.seed), self.given.alone)
         run = self.opened(name, space=space)
-        self.write_both(name, run, space.largest)
+        self.tune(name, run, space.largest)
+        self.write(f"{name}-tuned", run, space.largest)
 
-    # ---- search ----
-
-    def front(self) -> None:
-        """Search, fine-tune every network of the front."""
+    def search(self) -> list[str]:
+        """The front: its networks' ids."""
         device, budget = self.given.device, {"samples": self.given.samples, "budget": self.given.scores}
         rest: dict[str, Any] = {"images": 2000, "points": self.given.points, "seed": self.given.seed}
 
@@ -224,8 +244,17 @@ class Bench:
             front = nas.search(self.run, device=device, force=True, **budget, **rest)
             return [point.arch.id for point in front]
 
-        for number, name in enumerate(self.once(f"search {device.removeprefix('table://')}", work)):
-            self.finetune(self.run, name, f"front {number}")
+        found: list[str] = self.once(f"search {device.removeprefix('table://')}", work)
+        return found
+
+    def point(self, number: int) -> None:
+        """A network of the front; it may have fewer than wanted."""
+        names = self.search()
+        if number < len(names):
+            arch = next(
+                point.arch for point in nas.ParetoFront.load(self.run.file("front.json")) if point.arch.id == names[number]
+            )
+            self.tune(f"front {names[number]}", self.run, arch)
 
     def verify(self) -> None:
         """Everything in the same rounds; repeated by ``--again``."""
@@ -269,21 +298,17 @@ def show(bench: Bench) -> None:
         interval = f"{row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}"
         spread = f"{row['latency_p10_ms']:.4f} to {row['latency_p90_ms']:.4f}"
         print(f"{name:<28}{row['accuracy']:>9.2%}{interval:>18}{row['latency_ms']:>12.4f}{spread:>20}")
-    by_name = {row["id"]: row for row in found["baselines"]}
-    print(f"\n{'same images':<12}{'shared':>9}{'alone':>9}{'tuned':>9}{'alone, tuned':>14}")
+    print(f"\n{'same images, test':<20}{'shared':>9}{'alone':>9}{'tuned':>9}{'alone, tuned':>14}")
     for name in PICKS:
         kinds = (f"{name}-shared", f"{name}-alone", f"{name}-shared-tuned", f"{name}-alone-tuned")
-        a, b, c, d = (by_name[kind]["accuracy"] for kind in kinds)
-        print(f"{name:<12}{a:>9.2%}{b:>9.2%}{c:>9.2%}{d:>14.2%}")
-    headline(found["networks"], [row for name, row in by_name.items() if "-s" in name and name.endswith("-tuned")])
+        print(f"{name:<20}" + "".join(f"{bench.record(f'accuracy {kind}')['found']:>9.2%}" for kind in kinds))
+    headline(found["networks"], found["baselines"])
 
 
 def headline(front: Sequence[dict[str, Any]], static: Sequence[dict[str, Any]]) -> None:
     """Every static network against the front: the fastest at its accuracy, and the best within its latency."""
     print(f"\n{'against':<20}{'accuracy':>9}{'ms':>9}{'fastest at least as good':>26}{'best at most as slow':>22}")
-    for row in sorted(
-        (row for row in static if not row["id"].split("-")[1].startswith("sh")), key=lambda row: row["latency_ms"]
-    ):
+    for row in sorted((row for row in static if row["id"].endswith("-tuned")), key=lambda row: row["latency_ms"]):
         good = [point["latency_ms"] for point in front if point["accuracy"] >= row["accuracy"]]
         quick = [point["accuracy"] for point in front if point["latency_ms"] <= row["latency_ms"]]
         speed = f"{row['latency_ms'] / min(good):.2f}x" if good else "none"
@@ -319,17 +344,18 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     bench = Bench(given, time.monotonic() + 60 * given.minutes)
-    jobs = bench.jobs()
     try:
+        for jobs in bench.jobs():
+            if given.job:
+                jobs.get(given.job, lambda: None)()
+            elif given.processes > 1:
+                if not bench.side_by_side(list(jobs), sys.argv[1:]):
+                    raise SystemExit(f"a job failed: see {bench.folder / 'output'}")
+            else:
+                for job in jobs.values():
+                    job()
         if given.job:
-            jobs[given.job]()
             return
-        if given.processes > 1:
-            if not bench.side_by_side(list(jobs), sys.argv[1:]):
-                raise SystemExit(f"a job failed: see {bench.folder / 'output'}")
-        else:
-            for job in jobs.values():
-                job()
         if given.device.startswith("table://"):
             print("trained; verify it where the device is")
             return

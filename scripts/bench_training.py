@@ -238,7 +238,7 @@ def extraction(device: torch.device, rounds: int, _cases: Cases) -> None:
         show(f"extraction against a copy of the tensors, {name}", interleaved(calls, device, 3 * rounds), goal)
 
 
-LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
+LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
 SPEEDS = [  # space, px, images
     ("ofa-mobilenet-v3", 128, 256),
     ("ofa-mobilenet-v3", 176, 256),
@@ -253,8 +253,8 @@ def throughput(device: torch.device, rounds: int, _cases: Cases) -> None:
     That step trains two random subnets of the whole space on what the largest network, static, says of the images.
     """
     print(f"\n{'images a second':<60}{'static':>12}{'largest':>12}{'2, taught':>12}{'2':>12}")
-    for name, side, batch in SPEEDS:
-        for layout, memory in LAYOUTS.items():
+    for layout, memory in LAYOUTS.items():
+        for name, side, batch in SPEEDS:
             space = nas.space(name, resolution=[side])
             supernet = nas.Supernet(space, CLASSES, seed=0).to(device, memory_format=memory)  # type: ignore[call-overload]
             teacher = supernet.eval().extract(space.largest).eval()

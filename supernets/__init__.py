@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from supernets.blocks import Network
     from supernets.calibration import accuracy, calibrated, evaluate, recalibrate, resolution_of
     from supernets.checkpoint import load_tensors, save_tensors
-    from supernets.data import Examples, ImageData, Split, load_data, shown_to
+    from supernets.data import Examples, ImageData, Split, load_data, placed, shown_to
     from supernets.distributed import ALONE, Ranks, processes
     from supernets.estimating import PhaseEstimate, estimate_training
     from supernets.own_models import ElasticSupernet, elastic, elastic_space
@@ -56,6 +56,7 @@ __all__ = [
     "load_data",
     "load_tensors",
     "load_weights",
+    "placed",
     "plan_phases",
     "processes",
     "proxy_scores",
@@ -73,7 +74,7 @@ _MODULES = {
     "blocks": ("Network",),
     "calibration": ("accuracy", "calibrated", "evaluate", "recalibrate", "resolution_of"),
     "checkpoint": ("load_tensors", "save_tensors"),
-    "data": ("Examples", "ImageData", "Split", "load_data", "shown_to"),
+    "data": ("Examples", "ImageData", "Split", "load_data", "placed", "shown_to"),
     "distributed": ("ALONE", "Ranks", "processes"),
     "estimating": ("PhaseEstimate", "estimate_training"),
     "own_models": ("ElasticSupernet", "elastic", "elastic_space"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces import Architecture
-from supernets.data import Examples, ImageData
+from supernets.data import Examples, ImageData, placed
 from supernets.supernet import Supernet
 
 __all__ = ["CALIBRATION_BATCH", "CALIBRATION_IMAGES", "accuracy", "calibrated", "evaluate", "recalibrate", "resolution_of"]
@@ -93,7 +93,9 @@ def calibrated(supernet: Supernet, arch: Architecture, data: ImageData, *, seed:
     size = min(CALIBRATION_BATCH, len(order))
     usable = len(order) // size * size
     resolution = resolution_of(arch, data)
-    recalibrate(network, (data.train.batch(part, resolution, rng=rng).to(device) for part in order[:usable].reshape(-1, size)))
+    recalibrate(
+        network, (placed(data.train.batch(part, resolution, rng=rng), device) for part in order[:usable].reshape(-1, size))
+    )
     return network
 
 
@@ -107,7 +109,7 @@ def evaluate(network: nn.Module, split: Examples, resolution: int, *, most: int 
     count = len(split) if most is None else min(most, len(split))
     chosen = np.linspace(0, len(split) - 1, count).astype(np.int64)
     parts = np.array_split(chosen, math.ceil(count / EVALUATION_BATCH))
-    return accuracy(network, ((split.batch(p, resolution).to(device), split.labels[p].to(device)) for p in parts))
+    return accuracy(network, ((placed(split.batch(p, resolution), device), placed(split.labels[p], device)) for p in parts))
 
 
 def resolution_of(arch: Architecture, data: ImageData) -> int:

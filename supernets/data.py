@@ -18,9 +18,24 @@ from supernets.arrays import Arrays, ArraySplit, array_statistics, read_arrays
 from supernets.augment import Pixels, StoredPixels, normalise
 from supernets.data_sources import PARTS, ImagePool, read_pool
 
-__all__ = ["Examples", "ImageData", "Split", "load_data", "shown_to"]
+__all__ = ["Examples", "ImageData", "Split", "layout_on", "load_data", "placed", "shown_to"]
 
 _SAMPLED = 2000  # images decoded for mean and standard deviation, where images are not kept in memory
+
+
+def layout_on(device: torch.device) -> torch.memory_format:
+    """The memory format in which a supernet's convolutions are fast.
+
+    Channels last on a CPU. On a GPU channels first: in channels last cuDNN compiles kernels for every new shape of a layer,
+    and a supernet has hundreds (H200, cuDNN 9: a training step of four new networks 2,400 ms instead of 90).
+    """
+    return torch.contiguous_format if device.type == "cuda" else torch.channels_last
+
+
+def placed(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A batch that a split gave, on a device; on a GPU without waiting for the copy, if it comes from pinned memory."""
+    moved = batch.to(device, non_blocking=True)
+    return moved.contiguous() if device.type == "cuda" else moved
 
 
 class Examples(Protocol):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from search_spaces import Architecture, SearchSpace
 from supernets.calibration import resolution_of
-from supernets.data import ImageData
+from supernets.data import ImageData, placed
 from supernets.distributed import Ranks, WholeBatch
 from supernets.losses import batch_loss
 from supernets.phases import Phase
@@ -183,7 +183,7 @@ class Steps:
         images, labels = self.data.train.batch(indices, resolution, rng=rng), self.data.train.labels[indices]
         if self.device.type == "cuda":  # from pinned memory the copy does not hold up the next step's preparation
             images, labels = images.pin_memory(), labels.pin_memory()
-        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        return placed(images, self.device), placed(labels, self.device)
 
 
 class _Batch:

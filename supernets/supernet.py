@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from search_spaces import Architecture, ElasticSpace, SearchSpace
 from search_spaces.errors import UserError
 from search_spaces.layers import Layer
 from supernets.blocks import Network, initialise
+from supernets.data import layout_on
 from supernets.slicing import KernelMaps, SlicePlan, hull, plan_slices
 
 __all__ = ["Supernet"]
@@ -64,7 +66,7 @@ class Supernet(nn.Module):
         network = Network([layer for _, layer in placed], self.space.traits, blocks=blocks).to_empty(device="cpu")
         initialise(network, torch.Generator().manual_seed(seed))
         self.network = network
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=layout_on(torch.device("cpu")))  # type: ignore[call-overload]
         self.kernels = nn.ModuleDict()
         for position, slot in self._slot.items():
             sizes = {getattr(layer, "kernel", 1) for layer in structures[position]}
@@ -112,6 +114,16 @@ class Supernet(nn.Module):
         for plan in self._path(arch)[1]:
             x = plan.run(x)
         return x
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As `torch.nn.Module.to`, and in the memory format that is fast there (see `layout_on`), unless one is given.
+
+        A network of the user's own keeps its format.
+        """
+        super().to(*args, **kwargs)
+        if "memory_format" not in kwargs and not isinstance(self.space, ElasticSpace):
+            self.network.to(memory_format=layout_on(next(self.parameters()).device))  # type: ignore[call-overload]
+        return self
 
     @torch.no_grad()
     def extract(self, arch: Architecture) -> nn.Module:

@@ -156,7 +156,7 @@ def finetune(
         chosen = ParetoFront.load(opened.file("front.json")).pick(pick).arch
     else:
         chosen = find_network(opened, arch) if isinstance(arch, str) else arch
-    with locked(opened.path / "finetuned", doing="fine-tuning in"):
+    with locked(opened.path / "finetuned" / f"{chosen.id}.safetensors", doing="fine-tuning"):
         return finetune_network(opened, chosen, epochs=epochs, recipe=recipe, stop=stop, progress=progress)
 
 
