@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 
 from .timing import Plan, Raw, Run, time_runs
 
 LAST_WORDS = 2000  # bytes of what a process wrote before it ended
+SILENCE_S = 600.0  # without a sign of life, of which there is one for each model made ready and for each round: it hangs
 
 
 class Worker:
@@ -26,11 +28,15 @@ class Worker:
 
     Args:
         command: starts a process that calls `serve`; it is started when first needed, and again where it ended.
+        silence_s: seconds without a sign of life after which a process is ended.
     """
 
-    def __init__(self, command: Sequence[str], environment: Optional[Dict[str, str]] = None) -> None:
-        self._command, self._environment = list(command), environment
+    def __init__(
+        self, command: Sequence[str], environment: Optional[Dict[str, str]] = None, silence_s: float = SILENCE_S
+    ) -> None:
+        self._command, self._environment, self._silence_s = list(command), environment, silence_s
         self._process: Any = None
+        self._hung = False
 
     def time(
         self,
@@ -43,16 +49,27 @@ class Worker:
         """As `time_runs`; text for a model that the process does not survive.
 
         The model that was running need not be the culprit: memory runs out with many, and damage shows later. So where the
-        process ends, the halves are timed apart, down to single models.
+        process ends, the halves are timed apart, down to single models. A model that hangs while it is made ready is known.
 
         Raises:
             RuntimeError: the process cannot be started.
         """
-        found = self._answer(models, plan, seed, pin, advance)
+        if not models:
+            return []
+        ready = 0
+
+        def sign() -> None:
+            nonlocal ready
+            ready += 1
+            advance()
+
+        found = self._answer(models, plan, seed, pin, sign)
         if isinstance(found, list):
             return found
         if len(models) == 1:
             return [found]
+        if self._hung and ready < len(models):
+            return [*self.time(models[:ready], plan, seed, pin), found, *self.time(models[ready + 1 :], plan, seed, pin)]
         middle = len(models) // 2
         return [*self.time(models[:middle], plan, seed, pin), *self.time(models[middle:], plan, seed, pin)]
 
@@ -62,30 +79,53 @@ class Worker:
         """What the process answers, or how it ended."""
         if self._process is None or self._process.poll() is not None:
             self._start()
-        process = self._process
+        process, self._hung = self._process, False
         question = {"models": len(models), "plan": asdict(plan), "seed": seed, "pin": pin}
         try:
             with suppress(BrokenPipeError):  # it has ended, which is seen below
                 process.stdin.write(json.dumps(question).encode() + b"\n")
                 for model in models:
                     content = model()
-                    process.stdin.write(len(content).to_bytes(8, "big") + content)
-                process.stdin.flush()
-            line = process.stdout.readline()
+                    with self._patience():  # it reads a model when it has made the one before ready
+                        process.stdin.write(len(content).to_bytes(8, "big") + content)
+                        process.stdin.flush()
+            line = self._heard()
             while line == b"\n":
                 advance()
-                line = process.stdout.readline()
+                line = self._heard()
             return json.loads(line) if line.endswith(b"\n") else self._last_words()
         except BaseException:  # half a question, or an answer that nobody waits for
             self._end()
             raise
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        """End the process if the block, which waits for it, takes too long."""
+
+        def give_up() -> None:
+            self._hung = True
+            self._process.kill()
+
+        alarm = threading.Timer(self._silence_s, give_up)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            yield
+        finally:
+            alarm.cancel()
+
+    def _heard(self) -> bytes:
+        """The next line that the process says; nothing where it has ended."""
+        with self._patience():
+            line: bytes = self._process.stdout.readline()
+        return line
 
     def _start(self) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=self._said, env=self._environment)
         self._end = weakref.finalize(self, _end, self._process, self._said)
-        if self._process.stdout.readline() != b"\n":
+        if self._heard() != b"\n":
             raise RuntimeError(self._last_words())
 
     def _last_words(self) -> str:
@@ -93,6 +133,8 @@ class Worker:
         self._said.seek(max(0, self._said.seek(0, os.SEEK_END) - LAST_WORDS))
         last = self._said.read().decode(errors="replace").strip().splitlines()[-1:]
         self._end()
+        if self._hung:
+            return f"the runtime hung: no sign of life for {self._silence_s:g} s"
         return ": ".join([ended(self._process.returncode), *last])
 
 

@@ -27,12 +27,14 @@ SPACE = search_spaces.build("small-mobilenet", width=0.25, resolution=[16]).rest
 
 # A device whose runtime ends its process on models with a certain text, or where it holds many models.
 STAND_IN = """
-import os, signal
+import os, signal, time
 from latency_tables.device import LocalDevice, serialised
 
 held = []
 
 def end():
+    if os.environ["HOW"] == "hang":
+        time.sleep(600)
     print("terminate called", flush=True)
     os.abort() if os.environ["HOW"] == "abort" else os.kill(os.getpid(), signal.SIGKILL)
 
@@ -110,6 +112,21 @@ def test_models_that_are_too_many_at_a_time_are_timed_in_parts(monkeypatch: pyte
     models = [good, good, bad, good, good, good, good]
     found = opened().time([Candidate("", lambda m=m: m) for m in models], rng=np.random.default_rng(0), plan=FAST)
     assert [isinstance(timing, Failure) for timing in found] == [model is bad for model in models]
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("when", ["load", "run"])
+def test_a_model_that_hangs_is_named_and_the_others_are_timed(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    for name, value in (("POISON", "poison"), ("HOW", "hang"), ("WHEN", when)):
+        monkeypatch.setenv(name, value)
+    good, bad = build_onnx([Conv(4, 3, 4, 1, 1, "relu")]), build_onnx([Conv(4, 3, 4, 1, 1, "relu")], metadata={"a": "poison"})
+    long = build_onnx([Conv(4, 64, 64, 3, 1, "relu")])  # more than a pipe holds: the hanging process does not take it
+    device = opened()
+    device._worker._silence_s = 5.0
+    models = [good, bad, long, good]
+    found = device.time([Candidate("", lambda m=m: m) for m in models], rng=np.random.default_rng(0), plan=FAST)
+    assert [isinstance(timing, Failure) for timing in found] == [model is bad for model in models]
+    assert "hung: no sign of life for 5 s" in str(found[1])
 
 
 @pytest.mark.usefixtures("stand_in")
