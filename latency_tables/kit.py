@@ -242,8 +242,8 @@ def _item(value: Any, plan: Plan) -> Raw | str:
     if not isinstance(value, dict) or set(value) != {"wall_ns", "cpu_ns", "runs"}:
         raise ValueError("a model has neither samples nor an error")
     wall, cpu, runs = value["wall_ns"], value["cpu_ns"], value["runs"]
-    if not isinstance(wall, list) or not isinstance(cpu, list) or len(wall) != len(cpu) or not 1 <= len(wall) <= plan.rounds:
-        raise ValueError(f"a model has other than 1 to {plan.rounds} samples on both clocks")
+    if not isinstance(wall, list) or not isinstance(cpu, list) or len(wall) != len(cpu) or not 1 <= len(wall) <= plan.most:
+        raise ValueError(f"a model has other than 1 to {plan.most} samples on both clocks")
     for number in [*wall, *cpu, runs]:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 10**15:
             raise ValueError(f"{str(number)[:40]} is not a time in whole nanoseconds")

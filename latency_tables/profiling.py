@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 CHUNK_LAYERS = 32  # layers, each up to two models, in memory at once
 CHUNK_NETWORKS = 16
+WHOLE_SECONDS = 1.5  # for each chunk of whole networks, at least: neighbours come and go within a second
 OCCASION_S = 3600.0  # as long as a device's level is trusted: one search, and the next, see the same estimates
 
 
@@ -280,7 +281,8 @@ class _Job:
         self.progress.start("timing whole networks", sum(len(chunk) + self.plan.rounds for _, chunk in work))
         try:
             for number, (found, chunk) in enumerate(work):
-                timed = self.time([self.whole(archs[i]) for i in chunk])
+                plan = dataclasses.replace(self.plan, seconds=WHOLE_SECONDS)
+                timed = self.time([self.whole(archs[i]) for i in chunk], plan)
                 for index, timing in zip(chunk, timed, strict=True):
                     if isinstance(timing, Failure):
                         raise self.refused(f"network {archs[index].id}", timing, "All layers are kept")
@@ -308,8 +310,8 @@ class _Job:
         metadata = {"architecture": arch.id, "layers": layers, "weights": "random"}
         return Candidate(f"network {arch.id}", lambda: self.writer.network(arch, metadata=metadata, batch=self.device.batch))
 
-    def time(self, candidates: Sequence[Candidate]) -> list[Measurement | Failure]:
-        return self.device.time(candidates, rng=self.rng, plan=self.plan, progress=self.progress)
+    def time(self, candidates: Sequence[Candidate], plan: Plan | None = None) -> list[Measurement | Failure]:
+        return self.device.time(candidates, rng=self.rng, plan=plan or self.plan, progress=self.progress)
 
     def refused(self, what: str, failure: Failure, kept: str) -> UserError:
         return UserError(

@@ -26,6 +26,7 @@ from supernets import ImageData
 __all__ = ["verify_run"]
 
 ROUNDS = 40
+SECONDS = 5.0  # at least: neighbours come and go within seconds
 BUSY = 1.1  # wall time over CPU time beyond which the machine, not the network, decides the wall time
 
 
@@ -148,7 +149,7 @@ def _times(device: Device, candidates: Sequence[_Candidate], seed: int, progress
     progress.start("time on the device", len(candidates) + ROUNDS)
     try:
         models = [Candidate(c.id, c.path.read_bytes) for c in candidates]
-        plan = Plan(rounds=ROUNDS, target=0.0)
+        plan = Plan(rounds=ROUNDS, target=0.0, seconds=SECONDS)
         found = device.time(models, rng=np.random.default_rng([seed, 7]), plan=plan, progress=progress)
     finally:
         progress.stop()

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple, Union
 import numpy as np
 
 LONGEST_SAMPLE = 1_000_000  # runs; a bound for a clock that stands still
+LONGEST_PLAN = 50  # times the rounds that a plan asks for
 CALM = 0.1  # the quantile that counts: neighbours only ever add to a time, and seldom to every sample
 STEADY = 0.98  # warm-up ends when three runs are no faster than this share of the three before
 WARM_UP_TRIES = 10
@@ -42,6 +43,8 @@ class Plan:
             relative); 0: all get ``rounds``.
         warmup: runs before the first sample, more where times still fall.
         sample_ms: a sample repeats the run until it lasts at least this long.
+        seconds: for so long nothing has enough samples, and rounds go on beyond ``rounds``: a neighbour's burst of a second
+            must not be all that is seen of the machine.
     """
 
     rounds: int = 20
@@ -49,6 +52,12 @@ class Plan:
     target: float = 0.01
     warmup: int = 10
     sample_ms: float = 0.5
+    seconds: float = 0.0
+
+    @property
+    def most(self) -> int:
+        """Rounds at most."""
+        return self.rounds * (LONGEST_PLAN if self.seconds > 0 else 1)
 
 
 @contextmanager
@@ -112,13 +121,18 @@ def time_runs(
                 failures[index] = f"{type(error).__name__}: {error}"
             advance()
         with _no_collection():
-            for _ in range(plan.rounds):
-                unsettled = [i for i in runs if not _settled(walls[i], cpus[i], plan)]
+            begun = time.monotonic()
+            for number in range(plan.most):
+                early = time.monotonic() - begun < plan.seconds
+                if number >= plan.rounds and not early:
+                    break
+                unsettled = [i for i in runs if early or not _settled(walls[i], cpus[i], plan)]
                 for index in rng.permutation(unsettled).tolist():
                     wall, cpu = _sample(runs[index][0], runs[index][1], clock)
                     walls[index].append(wall)
                     cpus[index].append(cpu)
-                advance()
+                if number < plan.rounds:
+                    advance()
     return [failures[i] if i in failures else (walls[i], cpus[i], runs[i][1]) for i in range(len(loaders))]
 
 

@@ -6,7 +6,7 @@ import gc
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -262,6 +262,19 @@ def test_a_cpu_clock_that_ticks_too_slowly_leaves_the_wall_clock() -> None:
     (ticking,) = understood([(wall, [0] * 19 + [10_000_000], 1)])
     assert isinstance(ticking, Measurement)
     assert ticking.cpu_median_ms == ticking.median_ms
+
+
+def test_rounds_go_on_for_the_seconds_asked_for_and_no_longer_than_a_plan_may() -> None:
+    def found(plan: Plan) -> Measurement:
+        clock = FakeClock()
+        (timing,) = measure(loaders(clock, [1000]), rng=np.random.default_rng(0), plan=plan, clock=clock)
+        assert isinstance(timing, Measurement)
+        return timing
+
+    plan = Plan(rounds=3, least=2, target=0.5)
+    assert found(plan).samples == 2  # it is settled
+    assert found(replace(plan, seconds=0.05)).samples > 3
+    assert found(replace(plan, seconds=3600.0)).samples == 150 == replace(plan, seconds=3600.0).most
 
 
 def test_warming_up_goes_on_while_times_fall() -> None:
