@@ -106,11 +106,15 @@ def broken():
     train(net, data, recipe, seed=5, checkpoint=folder / "c.safetensors", save_every_s=0.0, stop=note)
     (folder / "broken").write_text(digest(net))
 
+def killed():
+    broken()
+    signal.pause()  # whoever kills it may be late
+
 read, done = os.pipe()
 assert ended(in_child(unbroken)) == 0
 draw = random.Random(7)
 for steps in (draw.randrange(2, 9) for _ in range(3)):
-    pid = in_child(broken)
+    pid = in_child(killed)
     for _ in range(steps):
         os.read(read, 1)
     time.sleep(draw.random() * 0.02)  # anywhere: in a step, while the file is written
