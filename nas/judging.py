@@ -78,8 +78,8 @@ def judge(run: Run, *, predictor: str, proxies: Sequence[str], tau: float, progr
         )
     archs, values = [score.arch for score in scores], accuracies(scores)
     rows = run.space.to_array(archs)
-    table = _proxy_table(run, scores, proxies, progress)
     model = build(predictor, run.space, shares=True).fit(rows, values)
+    table = _proxy_table(run, scores, proxies, progress)
     curve = learning_curve(model, rows, values)
     numbers = {"params": run.space.params(archs), "macs": run.space.macs(archs)}
     numbers |= dict(zip(proxies, table.T, strict=True))

@@ -215,7 +215,9 @@ def _naswot(network: nn.Module, images: Tensor, _labels: Tensor, _: torch.Genera
 
     def count(_module: nn.Module, signal: Tensor, _output: Tensor) -> None:
         on = (signal > 0).flatten(1).double()
-        alike.add_((on @ on.T + (1 - on) @ (1 - on).T).cpu())
+        both, each = on @ on.T, on.sum(1)
+        neither = on.shape[1] - each[:, None] - each + both  # whole numbers: exact
+        alike.add_((both + neither).cpu())
 
     with torch.no_grad(), _watched(active, count):
         network(images)

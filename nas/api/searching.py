@@ -212,8 +212,10 @@ def search(
     """
     from nas.resuming import wanted
     from nas.searching import Scoring, search_run
+    from predictors import build
 
     opened = Run.of(run)
+    build(predictor, opened.space)  # an unknown one is refused before anything is measured or scored
     devices = (device,) if isinstance(device, str) else tuple(device or ())
     file = opened.file("front.json")
     request = wanted(file, devices, objectives, limits, resume=resume, force=force)

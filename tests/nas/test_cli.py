@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +70,8 @@ def test_lists_as_text_and_json() -> None:
 
 
 def test_search_export_verify_report(finished: Path) -> None:
-    again = nas("search", finished, "--samples", 24, "--points", 4, "--limit", "latency=1ms", "--force", "--json", "--quiet")
+    options = ("--samples", 24, "--points", 4, "--predictor", "ridge", "--limit", "latency=1s", "--force")
+    again = nas("search", finished, *options, "--json", "--quiet")
     assert again.returncode == 0, again.stderr
     assert again.stderr == ""
     rows = json.loads(again.stdout)
@@ -115,7 +115,8 @@ def test_results_as_text(finished: Path, budget: Budget) -> None:
     for words in ("layers; networks from", "held out", "MACs and an offset", "the same networks again"):
         assert words in profiled.stdout
     assert json.loads(nas("profile", finished, "--json").stdout)["quality"]["networks"] > 0
-    found = nas("search", finished, "--samples", budget.samples, "--points", 4, "--force")
+    options = ("--samples", budget.samples, "--points", 4, "--predictor", "ridge", "--force")
+    found = nas("search", finished, *options)
     assert found.returncode == 0, found.stderr
     assert "latency ms (estimated)" in found.stdout
     tuned = nas("finetune", finished, "--pick", "fastest", "--epochs", "0.2")
@@ -123,7 +124,7 @@ def test_results_as_text(finished: Path, budget: Budget) -> None:
     assert "same top-1" in nas("export", finished).stdout
     verified = nas("verify", finished)
     assert is_judged(verified), verified.stderr
-    fastest = nas("search", finished, "--samples", budget.samples, "--points", 4, "--force", "--json")
+    fastest = nas("search", finished, *options, "--json")
     assert f"{json.loads(fastest.stdout)[0]['id']}*" in verified.stdout  # fine-tuned
     assert "ofa-mobilenet-v3" in nas("spaces", "ofa-mobilenet-v3").stdout
 
@@ -241,14 +242,14 @@ def test_a_changed_export_is_not_verified(finished: Path) -> None:
 
 def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = ["train-supernet", "--data", "fake:28x1x4", "--out", str(out), "--width", "0.25", "--epochs", "4"]
+    arguments = ["train-supernet", "--data", "fake:28x1x4", "--out", str(out), "--width", "0.25", "--resolution", "8,12"]
+    arguments += ["--epochs", "2"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-m", "nas", *arguments], stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("train full"):
             break
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=120)[1]
     assert process.returncode == 130, rest

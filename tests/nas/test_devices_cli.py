@@ -82,8 +82,8 @@ def test_an_imported_table_can_be_searched_for_but_not_verified_on(finished: Pat
     made = run("table-import", finished / "phone.csv", "--run", finished, "--name", "phone")
     assert made.returncode == 0, made.stderr
     assert f"nas search {finished} --device table://phone" in made.stdout
-    arguments = ("--device", "table://phone", "--samples", 24, "--points", 3, "--force", "--json", "--quiet")
-    found = run("search", finished, *arguments)
+    arguments = ("--device", "table://phone", "--samples", 24, "--points", 3, "--predictor", "ridge", "--force")
+    found = run("search", finished, *arguments, *QUIET)
     assert found.returncode == 0, found.stderr
     assert len(json.loads(found.stdout)) >= 1
     refused(run("verify", finished, "--device", "table://phone"), "is a table only")

@@ -98,12 +98,13 @@ def test_search_is_reproducible_and_limits_are_hard(finished: Path) -> None:
     table = nas.LatencyTable.load(finished / "tables" / "onnxruntime-cpu.json")
     middle = float(table.estimate(table.space.sample(50, seed=0)).mean())
     limits = {"latency": middle, "params": "90k", "accuracy": "5%"}
-    fronts = [nas.search(finished, limits=limits, samples=24, points=6, generations=10, seed=3, force=True) for _ in range(2)]
+    options = {"samples": 24, "points": 6, "generations": 10, "predictor": "ridge", "force": True}
+    fronts = [nas.search(finished, limits=limits, seed=3, **options) for _ in range(2)]
     assert [p.arch for p in fronts[0]] == [p.arch for p in fronts[1]]
     for point in fronts[0]:
         assert point.values["latency"] <= middle
         assert point.values["params"] <= 90_000
-    three = nas.search(finished, objectives=("accuracy", "latency", "memory"), samples=24, points=6, generations=10, force=True)
+    three = nas.search(finished, objectives=("accuracy", "latency", "memory"), **options)
     assert three.costs().shape == (len(three), 3)
     assert len(non_dominated(three.costs())) == len(three)
 
@@ -129,9 +130,8 @@ def test_picks(demo: DemoResult, pick: str) -> None:
 def test_every_device_of_a_search_can_verify(finished: Path) -> None:
     devices = ["onnxruntime-cpu", "simulated"]
     slowest = nas.profile(nas.Run.open(finished).space, device="simulated", out=finished).slowest()[0]
-    front = nas.search(
-        finished, device=devices, limits={"latency@simulated": slowest}, samples=24, points=3, generations=5, force=True
-    )
+    options = {"samples": 24, "points": 3, "generations": 5, "predictor": "ridge", "force": True}
+    front = nas.search(finished, device=devices, limits={"latency@simulated": slowest}, **options)
     nas.export(finished)
     there = nas.verify(finished, device="simulated")
     for point, network in zip(front, there.networks, strict=True):

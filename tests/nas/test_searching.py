@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -264,6 +265,12 @@ def test_the_search_ends_when_the_front_stops_growing(run: Run, tables: dict[str
     assert len(score_run(Scoring(run, 100), wanted, samples=28, first=20)) == 28
 
 
+def test_an_unknown_predictor_is_refused_before_anything_is_scored(run: Run) -> None:
+    with pytest.raises(UserError, match="did you mean 'ridge'"):
+        nas.search(run, device="desk", samples=30, predictor="rigde")
+    assert len(scores(run)) == 20
+
+
 def test_hypervolume_against_known_answers(tables: dict[str, nas.LatencyTable]) -> None:
     costs = np.array([[0.5, 0.5], [0.6, 0.6], [np.inf, np.inf], [0.25, 0.75], [1.0, 0.0]])
     assert hypervolume_trace(costs, np.ones(2)).tolist() == pytest.approx([0.25, 0.25, 0.25, 0.3125, 0.3125])
@@ -301,7 +308,8 @@ def test_commands(run: Run, tables: dict[str, nas.LatencyTable]) -> None:
     assert found.returncode == 0, found.stderr
     for words in ("accuracy (predicted)", "latency@phone ms", "one for all", "lost (points)", "phone"):
         assert words in found.stdout
-    rows = json.loads(command("search", run.path, "--resume", "--samples", 20, "--json", "--quiet").stdout)
+    again = command("search", run.path, "--resume", "--samples", 20, "--predictor", "ridge", "--json", "--quiet")
+    rows = json.loads(again.stdout)
     assert {row["front"] for row in rows} >= {"", "phone"}
     for arguments, words in (
         (["search", run.path, "--resume", "--device", "pixel"], "unknown device 'pixel'"),
@@ -326,8 +334,11 @@ def test_report_card_beside_sizes_and_proxies(run: Run) -> None:
     assert [rank.name for rank in found.ranks] == ["params", "macs", "snip", "naswot"]
     assert all(rank.kendall is None or -1 <= rank.kendall <= 1 for rank in found.ranks)
     assert found.gain is not None
-    assert found == nas.accuracy_card(run, predictor="ridge", proxies=("snip", "naswot"))
-    shown = command("report-card", run.path, "--predictor", "ridge", "--proxies", "snip,naswot")
+    options = ("--predictor", "ridge", "--proxies", "snip,naswot")
+    again = command("report-card", run.path, *options, "--json", "--quiet")
+    assert json.loads(again.stdout) == json.loads(json.dumps(found.to_dict()))  # to the last bit
+    with mock.patch("nas.accuracy_card", return_value=found):
+        shown = command("report-card", run.path, *options)
     assert shown.returncode == 0, shown.stderr
     assert all(word in shown.stdout for word in ("params", "macs", "snip", "naswot", "Kendall 0.9", "as features"))
     wrong = command("report-card", run.path, "--proxies", "snap")

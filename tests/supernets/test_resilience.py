@@ -106,11 +106,15 @@ def broken():
     train(net, data, recipe, seed=5, checkpoint=folder / "c.safetensors", save_every_s=0.0, stop=note)
     (folder / "broken").write_text(digest(net))
 
+def killed():
+    broken()
+    signal.pause()  # whoever kills it may be late
+
 read, done = os.pipe()
 assert ended(in_child(unbroken)) == 0
 draw = random.Random(7)
 for steps in (draw.randrange(2, 9) for _ in range(3)):
-    pid = in_child(broken)
+    pid = in_child(killed)
     for _ in range(steps):
         os.read(read, 1)
     time.sleep(draw.random() * 0.02)  # anywhere: in a step, while the file is written
@@ -170,11 +174,11 @@ def test_two_processes_are_one_with_the_batch_in_two_parts(data: ImageData, tmp_
     alone = new_supernet()
     train(alone, data, replace(recipe, accumulate=2), seed=5)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
-    moved = 0.0
+    before, moved = new_supernet().state_dict(), 0.0
     for name, tensor in alone.state_dict().items():
         assert torch.equal(first[name], second[name]), name
         assert torch.allclose(first[name], tensor, atol=1e-5), name
-        moved = max(moved, float((tensor - new_supernet().state_dict()[name]).abs().max()))
+        moved = max(moved, float((tensor - before[name]).abs().max()))
     assert moved > 0.02  # it did train
     assert [p.name for p in tmp_path.glob("*.safetensors")] == ["c.safetensors"]
     said: list[str] = []  # one process goes on from what two have saved, and says what is different

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +42,7 @@ RECIPE = Recipe(
         "expand": PhaseSettings(subnets=2, stepwise=True, sort=True),
     },
 )
+RECIPES = {"frozen": RECIPE, "sandwich": replace(RECIPE, sandwich=True, one_schedule=True)}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +50,9 @@ def data() -> ImageData:
     return load_data("fake:28x1x4", seed=0)
 
 
-def new_supernet(data: ImageData) -> Supernet:
-    space = search_spaces.build("small-mobilenet", width=0.25, image=28, channels=1, classes=data.classes)
-    return Supernet(space.restrict(resolution=[16, 20]), seed=0)
+def new_supernet(data: ImageData, resolution: tuple[int, ...] = (8, 12)) -> Supernet:
+    given = {"channels": 1, "classes": data.classes, "resolution": resolution}
+    return Supernet(search_spaces.build("small-mobilenet", width=0.25, image=28, **given), seed=0)
 
 
 def weights(net: Supernet) -> dict[str, torch.Tensor]:
@@ -57,6 +61,19 @@ def weights(net: Supernet) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def unbroken(data: ImageData) -> Callable[[str], tuple[dict[str, torch.Tensor], list[dict[str, Any]]]]:
+    """By a recipe's name: the weights and the log of a training with seed 5 that nothing interrupted, made once."""
+
+    @cache
+    def trained(name: str) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+        net = new_supernet(data)
+        log = train(net, data, RECIPES[name], seed=5).log
+        return weights(net), log
+
+    return trained
 
 
 class StopAt:
@@ -108,10 +125,9 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert 0 < rates[-1] < 0.001
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, sandwich=True, one_schedule=True)], ids=["frozen", "sandwich"])
-def test_a_stopped_run_goes_on_to_the_same_bits(data: ImageData, tmp_path: Path, recipe: Recipe) -> None:
-    unbroken = new_supernet(data)
-    log = train(unbroken, data, recipe, seed=5).log
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_stopped_run_goes_on_to_the_same_bits(data: ImageData, unbroken: Any, tmp_path: Path, name: str) -> None:
+    recipe, (expected, log) = RECIPES[name], unbroken(name)
     path = tmp_path / "checkpoint.safetensors"
     for stop in (StopAt(3), StopAt(11), StopAt(20)):  # in the first phase, and in later ones
         with pytest.raises(Interrupted) as caught:
@@ -119,16 +135,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data: ImageData, tmp_path: Path,
         assert caught.value.path == path
     resumed = new_supernet(data)
     again = train(resumed, data, recipe, checkpoint=path, seed=5)
-    assert same(weights(unbroken), weights(resumed))
+    assert same(expected, weights(resumed))
     assert again.log == log
     finished = new_supernet(data)
     train(finished, data, recipe, checkpoint=path, seed=5)  # nothing left to do
-    assert same(weights(unbroken), weights(finished))
+    assert same(expected, weights(finished))
 
 
-def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(data: ImageData, tmp_path: Path) -> None:
-    unbroken = new_supernet(data)
-    train(unbroken, data, RECIPE, seed=5)
+def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(data: ImageData, unbroken: Any, tmp_path: Path) -> None:
+    expected, _ = unbroken("frozen")
     path = tmp_path / "c.safetensors"
 
     def crash() -> bool:
@@ -142,11 +157,11 @@ def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(data: ImageData,
         train(new_supernet(data), data, RECIPE, checkpoint=path, seed=5, stop=crash)
     resumed = new_supernet(data)
     train(resumed, data, RECIPE, checkpoint=path, seed=5)
-    assert same(weights(unbroken), weights(resumed))
+    assert same(expected, weights(resumed))
 
 
 def test_training_learns_and_does_not_touch_the_global_generator(data: ImageData) -> None:
-    net = new_supernet(data)
+    net = new_supernet(data, (16, 20))
     state = torch.get_rng_state()
     trained = train(net, data, replace(RECIPE, epochs=6.0), seed=0)
     assert torch.equal(state, torch.get_rng_state())
