@@ -36,7 +36,7 @@ class Worker:
     ) -> None:
         self._command, self._environment, self._silence_s = list(command), environment, silence_s
         self._process: Any = None
-        self._hung = False
+        self._hung = threading.Event()
 
     def time(
         self,
@@ -68,7 +68,7 @@ class Worker:
             return found
         if len(models) == 1:
             return [found]
-        if self._hung and ready < len(models):
+        if self._hung.is_set() and ready < len(models):
             return [*self.time(models[:ready], plan, seed, pin), found, *self.time(models[ready + 1 :], plan, seed, pin)]
         middle = len(models) // 2
         return [*self.time(models[:middle], plan, seed, pin), *self.time(models[middle:], plan, seed, pin)]
@@ -79,7 +79,8 @@ class Worker:
         """What the process answers, or how it ended."""
         if self._process is None or self._process.poll() is not None:
             self._start()
-        process, self._hung = self._process, False
+        process = self._process
+        self._hung.clear()
         question = {"models": len(models), "plan": asdict(plan), "seed": seed, "pin": pin}
         try:
             with suppress(BrokenPipeError):  # it has ended, which is seen below
@@ -102,11 +103,7 @@ class Worker:
     def _patience(self) -> Iterator[None]:
         """End the process if the block, which waits for it, takes too long."""
 
-        def give_up() -> None:
-            self._hung = True
-            self._process.kill()
-
-        alarm = threading.Timer(self._silence_s, give_up)
+        alarm = threading.Timer(self._silence_s, _give_up, (self._process, self._hung))  # it must not hold this object
         alarm.daemon = True
         alarm.start()
         try:
@@ -133,7 +130,7 @@ class Worker:
         self._said.seek(max(0, self._said.seek(0, os.SEEK_END) - LAST_WORDS))
         last = self._said.read().decode(errors="replace").strip().splitlines()[-1:]
         self._end()
-        if self._hung:
+        if self._hung.is_set():
             return f"the runtime hung: no sign of life for {self._silence_s:g} s"
         return ": ".join([ended(self._process.returncode), *last])
 
@@ -141,6 +138,11 @@ class Worker:
 def ended(code: int) -> str:
     """How a process with this exit status ended."""
     return f"the runtime ended its process ({signal.Signals(-code).name if code < 0 else f'exit status {code}'})"
+
+
+def _give_up(process: Any, hung: threading.Event) -> None:
+    hung.set()
+    process.kill()
 
 
 def _end(process: Any, said: Any) -> None:
