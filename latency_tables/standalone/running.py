@@ -35,7 +35,11 @@ def write_pool(path: Path, pool: Dict[str, Any]) -> None:
 def run_kit(folder: Path) -> int:
     """Time what is not timed yet, saving after every chunk. Returns an exit status."""
     kit = json.loads((folder / "kit.json").read_text(encoding="utf-8"))
-    fingerprint = describe(kit["device"], kit["precision"], kit["threads"], kit["batch"])
+    try:
+        fingerprint = describe(kit["device"], kit["precision"], kit["threads"], kit["batch"])
+    except ImportError as error:
+        sys.stderr.write(f"{sys.executable}: {error}. The kit needs it: pip install onnxruntime, then run this again\n")
+        return 2
     results = {"kind": RESULTS_KIND, "version": RESULTS_VERSION, "kit": kit["id"], "fingerprint": fingerprint, "items": {}}
     target = folder / "results.json"
     if target.exists():
