@@ -70,6 +70,21 @@ def test_a_kit_is_small_and_needs_no_toolkit(run_once: Path) -> None:
     assert "from latency_tables" not in sources
 
 
+def test_a_machine_without_the_runtime_is_told_what_to_install(kit: Path) -> None:
+    code = """
+import runpy, sys
+sys.path.insert(0, ".")
+sys.modules["onnxruntime"] = None  # as if it were not there
+sys.argv[0] = "run_kit.py"
+runpy.run_path("run_kit.py", run_name="__main__")
+"""
+    words = [sys.executable, "-c", code]
+    run = subprocess.run(words, cwd=kit, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 2
+    assert "pip install onnxruntime" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 def test_running_a_kit_again_measures_nothing_twice_and_half_a_run_goes_on(kit: Path, tmp_path: Path) -> None:
     before = json.loads((kit / "results.json").read_text())
     assert run_there(kit).returncode == 0
