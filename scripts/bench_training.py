@@ -114,6 +114,7 @@ class Reference:
 
     def __init__(self, checkout: Path) -> None:
         sys.path.insert(0, str(checkout))
+        _ = nas.Supernet  # its package declares torchvision's operators where the build lacks them
         import ofa.utils as tools
         from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
 
