@@ -191,7 +191,8 @@ def read_json(path: Path, kind: str, version: int, *, make: str) -> dict[str, An
     Raises:
         UserError: the file is missing, damaged, of another kind, or newer than this toolkit.
     """
-    allowed = f"A {kind} file, format version 1 to {version}, is needed"
+    article = "An" if kind[0] in "aeiou" else "A"
+    allowed = f"{article} {kind} file, format version 1 to {version}, is needed"
     if not path.is_file():
         raise UserError(f"{path} does not exist", allowed=allowed, next_step=f"Make it with: {make}")
     with reading(path, allowed=allowed, next_step=f"Restore it from a copy, or remove it and run: {make}"):

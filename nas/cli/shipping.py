@@ -10,6 +10,7 @@ import typer
 
 from nas.cli.options import AsJson, DeviceName, Force, Quiet, RunFolder, Seed
 from nas.cli.terminal import EXIT_BROKEN, TerminalProgress, print_json, show_table
+from search_spaces.errors import UserError
 
 __all__ = ["export", "report", "show_verification", "verify"]
 
@@ -19,6 +20,7 @@ Pick = Annotated[str | None, typer.Option(help="knee, best, fastest, latency=5ms
 def export(
     run: RunFolder,
     pick: Pick = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every network of the front; the default without --pick.")] = False,
     opset: Annotated[int, typer.Option(help="Of ONNX's operators; the default loads in runtimes of 2022 and later.")] = 17,
     ir_version: Annotated[int | None, typer.Option(help="Of the file; default: the oldest that knows the opset.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images per run; default: any number.")] = None,
@@ -32,6 +34,10 @@ def export(
     """Export networks of the front as ONNX and plain PyTorch files, and prove each one against torch on the test images."""
     import nas
 
+    if everything and pick is not None:
+        raise UserError(
+            f"--all and --pick {pick}", allowed="One of them: all networks, or the one picked", next_step="Leave one out"
+        )
     exports = nas.export(
         run,
         pick=pick,

@@ -79,7 +79,7 @@ def test_search_export_verify_report(finished: Path) -> None:
     exports = nas("export", finished, "--pick", "fastest", "--json")
     assert exports.returncode == 0, exports.stderr
     assert json.loads(exports.stdout)[0]["proven"] is True
-    assert nas("export", finished).returncode == 0
+    assert nas("export", finished, "--all").returncode == 0
     verified = nas("verify", finished, "--json")
     assert is_judged(verified), verified.stderr
     assert json.loads(verified.stdout)["summary"]["networks"] == len(rows)
@@ -208,6 +208,7 @@ def remove(name: str) -> Callable[[Path], None]:
         (lambda run: None, ["export", "--pick", "beest"], ["no point of the front is 'beest'"]),
         (lambda run: None, ["verify", "--device", "gpu"], ["unknown device 'gpu'"]),
         (lambda run: None, ["export", "--opset", "9"], ["ONNX opset 9", "14 to"]),
+        (lambda run: None, ["export", "--all", "--pick", "knee"], ["--all and --pick knee"]),
         (lambda run: None, ["export", "--softmax"], ["is exported already", "--force"]),
         (lambda run: None, ["quantize", "--max-loss", "-1"], ["at most -1.0% lost"]),
         (lambda run: None, ["compare", "nowhere.onnx"], ["nowhere.onnx does not exist"]),
