@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.runs import Run
 from nas.storage import Place, patiently, reaching
 from search_spaces import Architecture, SearchSpace
 from search_spaces.artifacts import made_by
 from search_spaces.errors import UserError
 from search_spaces.records import reading
 
-__all__ = ["Archive", "Claim", "Score", "accuracies"]
+__all__ = ["Archive", "Claim", "Score", "accuracies", "run_scores"]
 
 HEARTBEAT = 20  # seconds between signs of life; a trial without one for twice as long is lost
 RETRIES = 3
@@ -110,11 +111,25 @@ class Archive:
                 for key, value in identity.items():
                     self._study.set_user_attr(key, value)
         if any(stored.values()) and stored != identity:
+            self.close()
             raise UserError(
                 f"{self.place} holds scores of {stored['space']}, weights {stored['weights']}",
                 allowed=f"Scores of {identity['space']}, weights {identity['weights']}",
                 next_step=f"Remove {self.place} to score this supernet anew",
             )
+
+    def close(self) -> None:
+        """Close its connections; an archive that is used again opens new ones.
+
+        They would stay open until Python's garbage collector comes by, for Optuna's objects refer to each other in circles.
+        """
+        self._storage.engine.dispose()
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _existing(self, name: str) -> optuna.Study:
         names = optuna.get_all_study_names(self._storage)
@@ -357,6 +372,12 @@ class Archive:
             "params": {gene.name: options[gene.name][index] for gene, index in zip(genes, row.tolist(), strict=True)},
             "distributions": {name: optuna.distributions.CategoricalDistribution(found) for name, found in options.items()},
         }
+
+
+def run_scores(run: Run) -> list[Score]:
+    """The scores in a run's own file."""
+    with Archive(run.study, run.space, weights=run.weights_hash()) as archive:
+        return archive.scores()
 
 
 def accuracies(scores: Sequence[Score]) -> NDArray[np.float64]:

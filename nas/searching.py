@@ -67,6 +67,14 @@ class Scoring:
         found.lead()
         return found
 
+    def __enter__(self) -> Scoring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close what was opened."""
+        for name in {"_own", "archive"} & vars(self).keys():
+            vars(self)[name].close()
+
     def scores(self) -> list[Score]:
         """All scores; the run's own file keeps a copy of those in a shared archive, should it be lost."""
         found = self.archive.scores()

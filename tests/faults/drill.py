@@ -135,7 +135,7 @@ def _scores(folder: Path) -> list[Any]:
     try:
         return [(score.arch.id, score.accuracy, score.images, score.proposed) for score in archive.scores()]
     finally:
-        archive._storage.engine.dispose()
+        archive.close()
 
 
 def _by_id(folder: Path) -> dict[str, Any]:

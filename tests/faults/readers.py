@@ -143,7 +143,7 @@ def _archive(folder: Path) -> None:
         archive.claim()
         archive.recover()
     finally:
-        archive._storage.engine.dispose()
+        archive.close()
 
 
 def _space(folder: Path) -> None:
