@@ -327,7 +327,11 @@ class Archive:
         """Our trials in these states, by number; others (enqueued by hand, say) are not ours."""
         with reaching(self.place, quiet=True), self._parsing():
             trials = self._study.get_trials(deepcopy=False, states=states)
-        return [trial for trial in trials if {"architecture", "id", "images"} <= trial.user_attrs.keys()]
+            ours = [trial for trial in trials if {"architecture", "id", "images"} <= trial.user_attrs.keys()]
+            for trial in ours:
+                if not isinstance(trial.user_attrs["id"], str):
+                    raise ValueError(f"trial {trial.number} has the id {trial.user_attrs['id']!r:.40}")
+        return ours
 
     def _parsing(self) -> AbstractContextManager[None]:
         """What goes wrong with values that somebody else has written."""

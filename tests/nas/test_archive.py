@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -136,6 +137,17 @@ def test_of_two_trials_of_one_network_the_older_counts(tmp_path: Path, space: Se
         study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=trial.user_attrs))
     assert sorted(claim.arch.id for claim in take_all(tmp_path / "study.db", space)) == sorted(a.id for a in archs)
     assert mine.waiting() == 0
+
+
+@pytest.mark.parametrize("change", [{"id": {}}, {"id": "other"}, {"architecture": "[]"}, {"images": 0}, {"images": "x"}])
+def test_a_trial_that_is_none_of_ours_is_one_error(tmp_path: Path, space: SearchSpace, change: dict[str, Any]) -> None:
+    (arch,) = space.sample(1, seed=0)
+    mine = archive(tmp_path / "study.db", space)
+    mine.add(Score(arch, 0.5, 100))
+    study = optuna.load_study(study_name="scores", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    study.add_trial(optuna.create_trial(value=0.5, user_attrs={**study.get_trials()[0].user_attrs, **change}))
+    with pytest.raises(UserError, match=r"is damaged"):
+        mine.scores()
 
 
 def test_a_closed_archive_holds_no_file_open_and_can_be_used_again(run: Run) -> None:
