@@ -202,9 +202,11 @@ def test_a_read_only_disk(small_disk: Path, words: tuple[str, ...]) -> None:
 # One of eight: takes networks until none is left, notes what it has done, and may die at any moment.
 WORKER = """
 import sys, time
-from tests.faults.test_faults import SPACE, Archive
+import search_spaces
+from nas.archive import Archive
 url, log = sys.argv[1:]
-archive = Archive(url, SPACE, weights="scale", heartbeat=2, create=False)
+space = search_spaces.build("small-mobilenet", width=0.25, resolution=[16]).restrict(depth=[1, 2])
+archive = Archive(url, space, weights="scale", heartbeat=2, create=False)
 since = time.monotonic()
 while time.monotonic() - since < 8:
     claim = archive.claim()
