@@ -75,7 +75,7 @@ def _searched(run: Run) -> None:
     front = nas.search(run, device="desk", samples=20, points=3, generations=5, predictor="ridge")
     front = replace(front, provenance={**front.provenance, "device": DEVICE}, parts={"desk": replace(front, records={})})
     front.save(run.file("front.json"))
-    begun = {"networks": [arch.to_dict() for arch in run.space.sample(2, seed=10)], "images": 50, "proposed": True}
+    begun = {"networks": [arch.to_dict() for arch in archs[:2]], "images": 50, "proposed": True}
     archive._study.set_user_attr(QUEUEING, begun)
 
 
