@@ -19,16 +19,19 @@ from numpy.typing import NDArray
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.runs import Run
 from nas.storage import Place, patiently, reaching
+from nas.trials import attributes_of, parameters_of, place_in_queue
 from search_spaces import Architecture, SearchSpace
 from search_spaces.artifacts import made_by
 from search_spaces.errors import UserError
 from search_spaces.records import reading
 
-__all__ = ["Archive", "Claim", "Score", "accuracies"]
+__all__ = ["Archive", "Claim", "Score", "accuracies", "run_scores"]
 
 HEARTBEAT = 20  # seconds between signs of life; a trial without one for twice as long is lost
 RETRIES = 3
+QUEUEING = "queueing"  # attribute of the study: the networks that are being queued
 _LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
 
@@ -110,11 +113,25 @@ class Archive:
                 for key, value in identity.items():
                     self._study.set_user_attr(key, value)
         if any(stored.values()) and stored != identity:
+            self.close()
             raise UserError(
                 f"{self.place} holds scores of {stored['space']}, weights {stored['weights']}",
                 allowed=f"Scores of {identity['space']}, weights {identity['weights']}",
                 next_step=f"Remove {self.place} to score this supernet anew",
             )
+
+    def close(self) -> None:
+        """Close its connections; an archive that is used again opens new ones.
+
+        They would stay open until Python's garbage collector comes by, for Optuna's objects refer to each other in circles.
+        """
+        self._storage.engine.dispose()
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _existing(self, name: str) -> optuna.Study:
         names = optuna.get_all_study_names(self._storage)
@@ -136,7 +153,7 @@ class Archive:
         trials = self._trials(TrialState.COMPLETE)
         found: dict[str, Score] = {}
         with self._parsing():
-            for score in map(self._score, sorted(trials, key=_place_in_queue)):
+            for score in map(self._score, sorted(trials, key=place_in_queue)):
                 found.setdefault(score.arch.id, score)
         return list(found.values())
 
@@ -146,13 +163,13 @@ class Archive:
         Args:
             place: in the order of scores; default: the last one.
         """
-        attributes = self._attributes(score.arch, score.images, score.proposed)
+        attributes = attributes_of(score.arch, self.space, score.images, score.proposed)
         attributes["standard_error"] = score.standard_error
         system = {} if place is None else {"failed_trial": place}
         with reaching(self.place):
             self._study.add_trial(
                 optuna.trial.create_trial(
-                    value=score.accuracy, user_attrs=attributes, system_attrs=system, **self._genes(score.arch)
+                    value=score.accuracy, user_attrs=attributes, system_attrs=system, **parameters_of(score.arch, self.space)
                 )
             )
 
@@ -166,17 +183,41 @@ class Archive:
     # ---- the queue ------------------------------------------------------------------------------------------
 
     def enqueue(self, archs: Iterable[Architecture], *, images: int, proposed: bool) -> None:
-        """Queue networks for evaluation; those that wait, run or have a score already are left out."""
+        """Queue networks for evaluation; those that wait, run or have a score already are left out.
+
+        All of them or none: what is to be queued is noted first, and if this process is killed `complete` queues the rest.
+        """
+        archs = list(archs)
+        if not archs:
+            return
+        networks = [arch.to_dict() for arch in archs]
+        with reaching(self.place):
+            self._study.set_user_attr(QUEUEING, {"networks": networks, "images": images, "proposed": proposed})
+        self._queue(archs, images, proposed)
+
+    def complete(self) -> None:
+        """Queue what a process that was killed had begun to queue."""
+        with reaching(self.place), self._parsing():
+            noted = self._study.user_attrs.get(QUEUEING)
+            if noted is None:
+                return
+            archs = [self.space.architecture(**network) for network in noted["networks"]]
+            images, proposed = noted["images"], bool(noted["proposed"])
+            if type(images) is not int or images < 1:
+                raise ValueError(f"networks are queued for {images!r:.40} images")
+        self._queue(archs, images, proposed)
+
+    def _queue(self, archs: Sequence[Architecture], images: int, proposed: bool) -> None:
         known = {trial.user_attrs["id"] for trial in self._trials(*_LIVE)}
         for arch in archs:
             if arch.id in known:
                 continue
             known.add(arch.id)
-            attributes = self._attributes(arch, images, proposed)
+            attributes, parameters = attributes_of(arch, self.space, images, proposed), parameters_of(arch, self.space)
             with reaching(self.place):
-                self._study.add_trial(
-                    optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=attributes, **self._genes(arch))
-                )
+                self._study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=attributes, **parameters))
+        with reaching(self.place):
+            self._study.set_user_attr(QUEUEING, None)
 
     def claim(self) -> Claim | None:
         """Take the next waiting network; None: none waits. No other process gets the same one."""
@@ -223,7 +264,7 @@ class Archive:
             except optuna.exceptions.UpdateFinishedTrialError:
                 # It was given up for lost; the score is good all the same.
                 if claim.arch.id not in {trial.user_attrs["id"] for trial in self._trials(TrialState.COMPLETE)}:
-                    self.add(score, place=_place_in_queue(self._storage.get_trial(claim.trial)))
+                    self.add(score, place=place_in_queue(self._storage.get_trial(claim.trial)))
 
     def give_back(self, claim: Claim, reason: str, *, counted: bool) -> None:
         """Queue a claimed network again, at its old place.
@@ -312,7 +353,11 @@ class Archive:
         """Our trials in these states, by number; others (enqueued by hand, say) are not ours."""
         with reaching(self.place, quiet=True), self._parsing():
             trials = self._study.get_trials(deepcopy=False, states=states)
-        return [trial for trial in trials if {"architecture", "id", "images"} <= trial.user_attrs.keys()]
+            ours = [trial for trial in trials if {"architecture", "id", "images"} <= trial.user_attrs.keys()]
+            for trial in ours:
+                if not isinstance(trial.user_attrs["id"], str):
+                    raise ValueError(f"trial {trial.number} has the id {trial.user_attrs['id']!r:.40}")
+        return ours
 
     def _parsing(self) -> AbstractContextManager[None]:
         """What goes wrong with values that somebody else has written."""
@@ -342,32 +387,13 @@ class Archive:
             except optuna.exceptions.UpdateFinishedTrialError:
                 return False
 
-    def _attributes(self, arch: Architecture, images: int, proposed: bool) -> dict[str, Any]:
-        space = self.space
-        exact = {"macs": space.macs(arch), "params": space.params(arch)}
-        exact |= {"size": space.weight_bytes(arch), "memory": space.activation_bytes(arch)}
-        text = {"architecture": json.dumps(arch.to_dict()), "id": arch.id, "images": images, "proposed": proposed}
-        return text | {name: float(value) for name, value in exact.items()}
 
-    def _genes(self, arch: Architecture) -> dict[str, Any]:
-        """The choices as Optuna's parameters, for its dashboard and its analyses."""
-        genes, row = self.space.genes, self.space.to_array(arch)[0]
-        options = {gene.name: tuple(_plain(option) for option in gene.options) for gene in genes}
-        return {
-            "params": {gene.name: options[gene.name][index] for gene, index in zip(genes, row.tolist(), strict=True)},
-            "distributions": {name: optuna.distributions.CategoricalDistribution(found) for name, found in options.items()},
-        }
+def run_scores(run: Run) -> list[Score]:
+    """The scores in a run's own file."""
+    with Archive(run.study, run.space, weights=run.weights_hash()) as archive:
+        return archive.scores()
 
 
 def accuracies(scores: Sequence[Score]) -> NDArray[np.float64]:
     """(N,) fractions."""
     return np.array([score.accuracy for score in scores])
-
-
-def _place_in_queue(trial: FrozenTrial) -> int:
-    """A retried network keeps its place, so that the order of scores does not depend on who was lost."""
-    return int(trial.system_attrs.get("failed_trial", trial.number))
-
-
-def _plain(option: Any) -> Any:
-    return option if isinstance(option, (str, int, float, bool)) else json.dumps(option)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from nas.archive import Archive
+from nas.archive import run_scores
 from nas.pareto import ParetoFront
 from nas.recipes import load_recipe
 from nas.runs import Run
@@ -101,7 +101,7 @@ def find_network(run: Run, name: str) -> Architecture:
     if run.file("front.json").exists():
         known += [point.arch for point in ParetoFront.load(run.file("front.json"))]
     if run.study.exists():
-        known += [score.arch for score in Archive(run.study, run.space, weights=run.weights_hash()).scores()]
+        known += [score.arch for score in run_scores(run)]
     for arch in known:
         if arch.id == name:
             return arch

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.archive import Archive, Score, accuracies
+from nas.archive import Score, accuracies, run_scores
 from nas.runs import Run
 from predictors import (
     FeatureGain,
@@ -69,7 +69,7 @@ class AccuracyCard:
 
 def judge(run: Run, *, predictor: str, proxies: Sequence[str], tau: float, progress: Progress) -> AccuracyCard:
     """See `nas.accuracy_card`."""
-    scores = Archive(run.study, run.space, weights=run.weights_hash()).scores()
+    scores = run_scores(run)
     if len(scores) < FEWEST:
         raise UserError(
             f"{run.path} has {len(scores)} scored subnets",

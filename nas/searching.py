@@ -65,7 +65,16 @@ class Scoring:
             found = Archive(self.storage, self.run.space, weights=self.run.weights_hash())
             found.add_missing(self._own.scores())
         found.lead()
+        found.complete()
         return found
+
+    def __enter__(self) -> Scoring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close what was opened."""
+        for name in {"_own", "archive"} & vars(self).keys():
+            vars(self)[name].close()
 
     def scores(self) -> list[Score]:
         """All scores; the run's own file keeps a copy of those in a shared archive, should it be lost."""
@@ -95,13 +104,18 @@ class Scoring:
         return self.scores()
 
 
-def score_run(scoring: Scoring, goal: Goal, *, samples: int, first: int = FIRST, until_stalled: bool = False) -> list[Score]:
+def score_run(
+    scoring: Scoring, goal: Goal, *, samples: int, first: int = FIRST, until_stalled: bool = False, most: int | None = None
+) -> list[Score]:
     """Make sure that the run's archive holds ``samples`` scores, and return all of them.
+
+    What is proposed depends on the scores alone, so that a search that was killed proposes what it would have proposed.
 
     Args:
         goal: the first device's latency, or MACs, stratifies the first choice; all of it guides the proposals.
         first: so many are chosen over all costs, to learn from; the strategy ``default`` proposes the others.
         until_stalled: fewer, if the hypervolume stalls.
+        most: so many scores in all are wanted later; what a killed search has queued of them is scored. Default: ``samples``.
     """
     if samples < FEWEST_SAMPLES:
         raise UserError(
@@ -109,25 +123,26 @@ def score_run(scoring: Scoring, goal: Goal, *, samples: int, first: int = FIRST,
             allowed=f"At least {FEWEST_SAMPLES}: a predictor learns nothing from fewer",
             next_step=f"Give {FEWEST_SAMPLES} or more",
         )
-    known = _first_scores(scoring, goal, samples, first)
-    begun, rounds, fruitless = len(known), 0, 0
+    known = _first_scores(scoring, goal, samples, first, samples if most is None else most)
+    begun, fruitless = len(known), 0
     while len(known) < samples and fruitless < STALLED_ROUNDS:
         if until_stalled and _stalled(goal, known, begun):
             scoring.progress.say(f"search      ends after {len(known)} scores: the front has stopped growing")
             break
+        rounds = -(-sum(score.proposed for score in known) // BATCH) + fruitless
         view = goal.views[rounds % len(goal.views)]
         archs = _propose(goal, view, known, min(BATCH, samples - len(known)), samples, scoring.seed)
         before = len(known)
         if archs:
             known = scoring.score(archs, f"score {len(archs)} proposals", proposed=True)
-        rounds, fruitless = rounds + 1, fruitless + 1 if len(known) == before else 0
+        fruitless = fruitless + 1 if len(known) == before else 0
     return known
 
 
-def _first_scores(scoring: Scoring, goal: Goal, samples: int, first: int) -> list[Score]:
+def _first_scores(scoring: Scoring, goal: Goal, samples: int, first: int, most: int) -> list[Score]:
     archive, known = scoring.archive, scoring.scores()
     if scoring.storage is None:
-        archive.withdraw(samples - len(known) - archive.running())  # left behind by a search that wanted more
+        archive.withdraw(most - len(known) - archive.running())  # left behind by a search that wanted more
     queued = archive.waiting() + archive.running()
     missing = min(samples, first) - len(known) - queued
     if missing <= 0 and not queued:
@@ -194,7 +209,7 @@ def search_run(
     # What the strategy proposes tells most about the front; what the front then promises is scored at the end.
     kept = 0 if budget is None else min(points, max(0, budget - first) // 3)
     total = samples if budget is None else budget - kept
-    scores = score_run(scoring, goal, samples=total, first=first, until_stalled=True)
+    scores = score_run(scoring, goal, samples=total, first=first, until_stalled=True, most=budget)
     fitted = _fit(predictor, goal, scores)
     _say_margins(goal, progress)
 

@@ -40,11 +40,12 @@ def work(
     progress: Progress,
 ) -> int:
     """See `nas.worker`."""
-    archive = Archive(storage or run.study, run.space, weights=run.weights_hash(), heartbeat=heartbeat, create=False)
-    archive.check_version()
-    crew = Crew(run, archive, jobs, progress=progress, stop=stop)
-    crew.serve(idle)
-    return crew.scored
+    place = storage or run.study
+    with Archive(place, run.space, weights=run.weights_hash(), heartbeat=heartbeat, create=False) as archive:
+        archive.check_version()
+        crew = Crew(run, archive, jobs, progress=progress, stop=stop)
+        crew.serve(idle)
+        return crew.scored
 
 
 class _Here(Executor):

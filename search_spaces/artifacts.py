@@ -92,6 +92,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(parent)
         finally:
             os.close(parent)
+    except OSError as error:
+        if error.filename is None:  # a full disk is told without a name
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

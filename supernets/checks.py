@@ -9,6 +9,7 @@ import torch
 from search_spaces.errors import UserError
 from supernets.data import ImageData
 from supernets.distributed import ALONE, Ranks
+from supernets.phases import plan_phases
 from supernets.recipe import Recipe
 from supernets.supernet import Supernet
 
@@ -37,6 +38,7 @@ def check_training(supernet: Supernet, data: ImageData, recipe: Recipe, ranks: R
             next_step=f"Use a batch of {max(2, math.ceil(recipe.batch / parts)) * parts}, or another number of processes",
         )
     _check_sizes(supernet)
+    plan_phases(recipe, supernet.space, steps=recipe.steps(len(data.train)))
 
 
 def _check_sizes(supernet: Supernet) -> None:

@@ -65,7 +65,7 @@ def estimate_training(
     device = next(twin.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     steps = Steps(twin, data, recipe, seed, ALONE, scaler)
-    phases = plan_phases(recipe, twin.space, steps=max(1, round(recipe.epochs * steps.per_epoch)))
+    phases = plan_phases(recipe, twin.space, steps=recipe.steps(len(data.train)))
     found = []
     progress.start("measure phases", len(phases))
     try:

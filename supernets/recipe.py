@@ -101,6 +101,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def steps(self, images: int) -> int:
+        """Optimiser steps of all phases together, for so many training images; an epoch has full batches only."""
+        return max(1, round(self.epochs * (images // self.batch)))
+
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, source: str) -> Recipe:
         """A recipe from plain values.

@@ -161,7 +161,7 @@ class _Run:
         if teacher is not None and recipe.distill:
             self._teach(teacher)
         self._parts = ranks.world * recipe.accumulate
-        self.steps = max(1, round(recipe.epochs * self.stepper.per_epoch))
+        self.steps = recipe.steps(len(data.train))
         self.phases = plan_phases(recipe, supernet.space, steps=self.steps)
         gap = max(round(recipe.validate_every * self.stepper.per_epoch), math.ceil(VALIDATION_GAP / recipe.batch))
         self.validate_every = gap if recipe.validate_every else self.steps + 1

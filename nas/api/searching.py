@@ -110,8 +110,8 @@ def score(
     opened = Run.of(run)
     tables = {} if device is None else {device: _table(opened, device, progress)}
     goal = make_goal(opened.space, tables, ("accuracy", "macs" if device is None else "latency"), {})
-    scoring = Scoring(opened, images, jobs=jobs, storage=storage, seed=seed, progress=progress)
-    return score_run(scoring, goal, samples=samples)
+    with Scoring(opened, images, jobs=jobs, storage=storage, seed=seed, progress=progress) as scoring:
+        return score_run(scoring, goal, samples=samples)
 
 
 def accuracy_card(
@@ -221,7 +221,7 @@ def search(
     request = wanted(file, devices, objectives, limits, resume=resume, force=force)
     scoring = Scoring(opened, images, jobs=jobs, storage=storage, seed=seed, progress=progress)
     amount: dict[str, Any] = {"samples": samples, "budget": budget, "points": points, "generations": generations}
-    with locked(file, doing="searching for"):
+    with locked(file, doing="searching for"), scoring:
         tables = {name: _table(opened, name, progress) for name in request.devices}
         return search_run(scoring, request, tables, **amount, seed=seed, predictor=predictor)
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from latency_tables import LatencyTable
 from nas.api.defaults import DEFAULT_DEVICE
-from nas.archive import Archive, Score
+from nas.archive import Score, run_scores
 from nas.baselines import Baseline, read_baselines
 from nas.exporting import Export, read_export
 from nas.onnx_files import Format
@@ -257,7 +257,7 @@ def _front(path: Path) -> ParetoFront:
 
 
 def _scores(run: Run) -> list[Score]:
-    return Archive(run.study, run.space, weights=run.weights_hash()).scores() if run.weights.exists() else []
+    return run_scores(run) if run.weights.exists() else []
 
 
 def _exports(run: Run, front: ParetoFront | None, reader: _Reader) -> dict[str, Export]:

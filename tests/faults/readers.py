@@ -138,12 +138,13 @@ def _archive(folder: Path) -> None:
     archive = Archive(run.study, run.space, weights=run.weights_hash())
     try:
         archive.scores()
+        archive.complete()
         archive.waiting()
         archive.failures(run.space.sample(2))
         archive.claim()
         archive.recover()
     finally:
-        archive._storage.engine.dispose()
+        archive.close()
 
 
 def _space(folder: Path) -> None:

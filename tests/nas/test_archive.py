@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pwd
 import shutil
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -23,7 +25,7 @@ from optuna.trial import TrialState
 
 import nas
 import search_spaces
-from nas.archive import Archive, Claim, Score
+from nas.archive import Archive, Claim, Score, run_scores
 from nas.runs import Run
 from nas.searching import Scoring
 from nas.working import Crew
@@ -135,6 +137,35 @@ def test_of_two_trials_of_one_network_the_older_counts(tmp_path: Path, space: Se
         study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=trial.user_attrs))
     assert sorted(claim.arch.id for claim in take_all(tmp_path / "study.db", space)) == sorted(a.id for a in archs)
     assert mine.waiting() == 0
+
+
+@pytest.mark.parametrize("change", [{"id": {}}, {"id": "other"}, {"architecture": "[]"}, {"images": 0}, {"images": "x"}])
+def test_a_trial_that_is_none_of_ours_is_one_error(tmp_path: Path, space: SearchSpace, change: dict[str, Any]) -> None:
+    (arch,) = space.sample(1, seed=0)
+    mine = archive(tmp_path / "study.db", space)
+    mine.add(Score(arch, 0.5, 100))
+    study = optuna.load_study(study_name="scores", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    study.add_trial(optuna.create_trial(value=0.5, user_attrs={**study.get_trials()[0].user_attrs, **change}))
+    with pytest.raises(UserError, match=r"is damaged"):
+        mine.scores()
+
+
+def test_a_closed_archive_holds_no_file_open_and_can_be_used_again(run: Run) -> None:
+    def handles() -> list[str]:
+        return [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("this system does not list open files")
+    gc.disable()  # which closes them sooner or later
+    try:
+        with Scoring(run, 50) as scoring:
+            known = scoring.score(run.space.sample(2, seed=0), "score", proposed=False)
+            assert str(run.study) in handles()
+        assert run_scores(run) == known
+        assert str(run.study) not in handles()
+        assert scoring.scores() == known
+    finally:
+        gc.enable()
 
 
 def test_archives_of_before_are_read(tmp_path: Path, space: SearchSpace) -> None:

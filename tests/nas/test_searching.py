@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import optuna
 import pytest
 
 import nas
@@ -156,6 +158,31 @@ def test_proposals_follow_from_the_scores_alone(run: Run, tmp_path: Path, tables
     assert score_run(Scoring(run, 100), wanted, samples=26, first=20) == at_once
     twin = Run.open(shutil.copytree(run.path, tmp_path / "twin"))
     assert score_run(Scoring(twin, 100), wanted, samples=26, first=20) == at_once
+
+
+def test_networks_are_queued_all_or_none(
+    run: Run, tmp_path: Path, tables: dict[str, nas.LatencyTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it queues, a search goes on to the same scores in the same order."""
+    wanted = goal({"desk": tables["desk"]}, {})
+    amount: dict[str, Any] = {"samples": 26, "first": 20}
+    run.study.unlink()
+    twin = Run.open(shutil.copytree(run.path, tmp_path / "twin"))
+    at_once = score_run(Scoring(twin, 100), wanted, **amount)
+    add = optuna.Study.add_trial
+    for left in (7, 13 + 3):  # of the 20 first ones; then the other 13, and 3 of the proposals
+        calls = iter(range(left))
+
+        def killed(study: optuna.Study, trial: optuna.trial.FrozenTrial, calls: Iterator[int] = calls) -> None:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            add(study, trial)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(optuna.Study, "add_trial", killed)
+            with pytest.raises(KeyboardInterrupt):
+                score_run(Scoring(run, 100), wanted, **amount)
+    assert score_run(Scoring(run, 100), wanted, **amount) == at_once
 
 
 # ---- fronts -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -196,6 +198,13 @@ def test_verifications_read_back_and_those_of_version_1(shipped: Path, tmp_path:
     old = Verification.load(tmp_path / "verified.json")
     assert [network.id for network in old.networks] == [network.id for network in result.networks]
     assert old.excess is None
+
+
+@pytest.mark.parametrize("change", [{"promised": {}}, {"latency_ms": 1e-320}, {"latency_p90_ms": 1e290}, {"accuracy": 1.5}])
+def test_a_verification_that_no_clock_and_no_test_set_said_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    Verification("d", "wall", [replace(verified("a", 0.7, 0.4), **change)], []).save(tmp_path / "verified.json")
+    with pytest.raises(UserError, match=r"is damaged \(a: "):
+        Verification.load(tmp_path / "verified.json")
 
 
 def foreign(path: Path, *, classes: int = 10, channels: int = 1, open_sides: bool = True) -> Path:

@@ -66,6 +66,8 @@ def test_a_run_of_an_older_version_opens_and_goes_on(run: Run, data: ImageData) 
 def test_nothing_is_made_for_training_that_cannot_begin(data: ImageData, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="batches of 4096"):
         nas.train(new_supernet(data), data, out=tmp_path / "run", recipe=load_recipe("sandwich", batch=4096))
+    with pytest.raises(UserError, match="1 training steps for 7 phases"):
+        nas.train(new_supernet(data), data, out=tmp_path / "run", recipe=load_recipe("quick", epochs=0.01))
     assert not (tmp_path / "run").exists()
 
 
