@@ -278,11 +278,11 @@ class _Job:
         passes: list[dict[int, tuple[Measurement, int]]] = [{}, {}]
         orders = [_chunks(self.rng.permutation(len(archs)).tolist(), CHUNK_NETWORKS) for _ in passes]
         work = [(found, chunk) for found, order in zip(passes, orders, strict=True) for chunk in order]
+        longer = dataclasses.replace(self.plan, seconds=WHOLE_SECONDS)
         self.progress.start("timing whole networks", sum(len(chunk) + self.plan.rounds for _, chunk in work))
         try:
             for number, (found, chunk) in enumerate(work):
-                plan = dataclasses.replace(self.plan, seconds=WHOLE_SECONDS)
-                timed = self.time([self.whole(archs[i]) for i in chunk], plan)
+                timed = self.time([self.whole(archs[i]) for i in chunk], longer)
                 for index, timing in zip(chunk, timed, strict=True):
                     if isinstance(timing, Failure):
                         raise self.refused(f"network {archs[index].id}", timing, "All layers are kept")

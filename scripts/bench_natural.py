@@ -7,8 +7,9 @@ Run: OMP_NUM_THREADS=1 python scripts/bench_natural.py --out runs/natural --minu
 It does one piece after the other, stops after so many minutes (trainings in the middle) and goes on when it is run again.
 
 On a GPU, for another machine's processor, whose table is brought along (see docs/devices.md):
-python scripts/bench_natural.py --out runs/natural --data cifar10:PATH --torch-device cuda --processes 12 \\
-    --width 1 --image 32 --recipe scripts/recipes/shared.toml --alone scripts/recipes/alone.toml --epochs 40 --device table://NAME
+python scripts/bench_natural.py --out runs/natural --data cifar10:PATH --torch-device cuda --processes 2 \\
+    --width 1 --image 32 --augment --epochs 40 --finetune-epochs 4 --device table://NAME --recipe scripts/recipes/shared.toml \\
+    --alone scripts/recipes/alone.toml --finetune scripts/recipes/tuned.toml
 The same command without --torch-device and --processes, with --device onnxruntime-cpu, then ends the work there.
 """
 

@@ -102,7 +102,6 @@ class Worker:
     @contextmanager
     def _patience(self) -> Iterator[None]:
         """End the process if the block, which waits for it, takes too long."""
-
         alarm = threading.Timer(self._silence_s, _give_up, (self._process, self._hung))  # it must not hold this object
         alarm.daemon = True
         alarm.start()
