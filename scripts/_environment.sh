@@ -29,10 +29,11 @@ _make_venv() {
 }
 
 # prepare_environment EXTRAS: make .venv hold the package with these extras ("parquet" or "dev,parquet"). An environment
-# that has them among others serves as it is.
+# that has them among others serves as it is. With LOCK, a file of requirements with hashes (scripts/lock.py makes it), pip
+# installs the files that it lists and no others.
 prepare_environment() {
-    local extras="$1" venv="$root/.venv" files place="" old_files="" old_extras=""
-    files="$(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum)"
+    local extras="$1" lock="${LOCK:-}" venv="$root/.venv" files place="" old_files="" old_extras=""
+    files="$(cat "$root/pyproject.toml" "$root/constraints.txt" ${lock:+"$lock"} | cksum)"
     if [ -f "$venv/stamp" ]; then
         { read -r place && read -r old_files && read -r old_extras; } <"$venv/stamp" || true
     elif [ -e "$venv" ]; then
@@ -52,8 +53,14 @@ prepare_environment() {
         return
     fi
     echo "Installing into .venv (a minute or more; only the first time, and when dependencies changed) ..." >&2
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-        --constraint "$root/constraints.txt" --editable "$root${extras:+[$extras]}" >&2 ||
+    local how=() pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input)
+    pip+=(--constraint "$root/constraints.txt")
+    if [ -n "$lock" ]; then # an editable package has no hash, so that it is installed after all that has one
+        "${pip[@]}" --require-hashes --requirement "$lock" >&2 ||
+            _fail "the installation from $lock failed." "The lines above say why. Another system or Python needs another list: python scripts/lock.py > $lock"
+        how=(--no-deps --no-build-isolation)
+    fi
+    "${pip[@]}" "${how[@]}" --editable "$root${extras:+[$extras]}" >&2 ||
         _fail "the installation into .venv failed." "The lines above say why; run the same command again to retry."
     printf '%s\n' "$root" "$files" "$extras" >"$venv/stamp"
 }

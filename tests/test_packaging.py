@@ -76,6 +76,15 @@ def test_constraints_cover_what_is_pulled_in(constraints: dict[str, Version]) ->
     assert constraints.keys() == {name for name, _ in seen} - {"hwnas"}, "constraints.txt pins what nothing needs"
 
 
+def test_what_continuous_integration_installs_has_the_versions_of_the_constraints(constraints: dict[str, Version]) -> None:
+    text = (ROOT / ".ci" / "requirements.txt").read_text(encoding="utf-8")
+    found = {}
+    for line in text.splitlines()[1:]:
+        name, version, _ = re.fullmatch(r"(\S+)==(\S+) --hash=sha256:([0-9a-f]{64})", line).groups()  # type: ignore[union-attr]
+        found[canonicalize_name(name)] = Version(version).public
+    assert found == {name: version.public for name, version in constraints.items()}, "python scripts/lock.py"
+
+
 def test_the_version_is_written_once(project: dict[str, Any]) -> None:
     literal = re.compile(rf"""["']{re.escape(project["version"])}["']""")
     holders = [name for name in files_of(ROOT) if name.endswith(".py") and literal.search((ROOT / name).read_text("utf-8"))]
