@@ -34,12 +34,15 @@ class Pool:
     Attributes:
         scores: of networks whose values count as measured; empty where the front is made of predictions.
         rows: (N, genes) canonical, distinct.
+        settled: nothing more will be scored. Where limits are kept by a network that was scored, a prediction has no place
+            beside it: what evolution finds on predictions are those that err upwards.
     """
 
     goal: Goal
     predictor: ArchitecturePredictor
     scores: Sequence[Score]
     rows: Rows
+    settled: bool = False
 
     @classmethod
     def search(
@@ -134,7 +137,8 @@ class Pool:
         inside = np.ones(len(self.rows), dtype=bool)
         for limit in self.goal.searched(limits):
             inside &= limit.excess(self.values[limit.objective]) <= 0
-        return inside
+        scored = inside & self.is_measured
+        return scored if self.settled and scored.any() else inside
 
     def _costs(self, view: View, indices: NDArray[np.intp]) -> Values:
         """(N, objectives), all minimised."""

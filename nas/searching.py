@@ -225,6 +225,7 @@ def search_run(
         scores = scoring.score(open_points, f"score {len(open_points)} networks of the front", proposed=True)
         fitted = _fit(predictor, goal, scores)
         found = pool()
+    found = replace(found, settled=budget is not None)
     card = _card(fitted, scores, progress)
     front = found.front(points, _provenance(scoring, goal, scores, card, seed, generations, len(found.rows)))
     if not len(front):

@@ -4,6 +4,9 @@
 a new folder, and prints a line per circle and what grew from the first third to the last one. Memory is counted twice: what is
 resident at the end of a circle, and what is held when the garbage is collected and the C library has given back what it keeps
 free (its free parts come in pieces that differ from circle to circle, and hide a leak of a few kB).
+
+SQLAlchemy keeps the statements of the last 100 to 150 databases that a process opened, whoever opened them. Every circle has a
+database of its own, so that this cache would grow all the time; it is filled before the first circle.
 """
 
 from __future__ import annotations
@@ -19,11 +22,38 @@ import tempfile
 import time
 from pathlib import Path
 
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState, create_trial
+
 import nas
 
+DATABASES = 160  # more than SQLAlchemy keeps
 SAMPLES = 20
 FLAT_MIB = 0.1  # of growth of held memory per circle that counts as none
 WARM = 5  # circles in which libraries fill their caches
+
+
+def fill_statements(folder: Path) -> None:
+    """Open databases and do to each what the toolkit does to its archive, until SQLAlchemy's cache is full."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    number = optuna.distributions.IntDistribution(0, 9)
+    for count in range(DATABASES):
+        storage = RDBStorage(f"sqlite:///{folder / str(count)}.db", heartbeat_interval=60)
+        study = optuna.create_study(study_name="scores", storage=storage, load_if_exists=True)
+        study.set_user_attr("a", 1)
+        for value in range(2):
+            rest = {"params": {"x": value}, "distributions": {"x": number}, "user_attrs": {"a": 1}, "system_attrs": {"b": 1}}
+            study.add_trial(create_trial(state=TrialState.WAITING, **rest))
+            study.add_trial(create_trial(state=TrialState.COMPLETE, value=0.5, **rest))
+        for trial in study.get_trials(states=[TrialState.WAITING]):
+            storage.record_heartbeat(trial._trial_id)
+            storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+            storage.set_trial_user_attr(trial._trial_id, "c", 1)
+            storage.set_trial_system_attr(trial._trial_id, "d", 1)
+            storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.5])
+        study.set_user_attr("a", None)
+        storage.engine.dispose()
 
 
 def circle(folder: Path, seed: int) -> None:
@@ -64,6 +94,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        fill_statements(Path(folder))
     end = time.monotonic() + 60 * given.minutes
     rows: list[tuple[float, float, int, int]] = []
     print("circle  seconds  memory MiB  held MiB  open files  threads", flush=True)

@@ -239,18 +239,32 @@ def test_a_limit_on_accuracy_that_measurements_break_leaves_empty_fronts(run: Ru
     assert front.records["sharing"] == []
 
 
+def test_a_settled_front_has_predictions_only_where_nothing_scored_keeps_the_limits(
+    run: Run, tables: dict[str, nas.LatencyTable]
+) -> None:
+    known = sorted(scores(run), key=lambda score: tables["desk"].estimate(score.arch))
+    cheap, dear = known[:5], known[5:]
+    rows = run.space.to_array([score.arch for score in known])
+    fitted = nas.predictor("ridge", run.space, shares=True).fit(rows, [score.accuracy for score in known])
+    limit = tables["desk"].estimate(cheap[-1].arch)
+    pool = Pool(goal(tables, {"latency": limit}), fitted, dear, rows)
+    for settled in (False, True):  # the cheap ones alone keep the limit, and count as not scored
+        front = replace(pool, settled=settled).front(5, {})
+        assert {point.measured for point in front} == {()}
+    mixed = replace(pool, scores=[cheap[2], *dear], settled=True).front(5, {})
+    assert [point.arch for point in mixed] == [cheap[2].arch]
+    assert mixed.points[0].measured == ("accuracy",)
+
+
 def test_the_loop_scores_proposals_and_the_front(run: Run) -> None:
     front = nas.search(run, device="desk", budget=40, **QUICK)
     known = {score.arch: score for score in scores(run)}
     assert 30 < len(known) <= 40  # what was kept to score the front is left where all of it was scored before
     check_front(front)
-    labels = [("accuracy" in point.measured) for point in front]
-    assert any(labels)
-    for point, measured in zip(front, labels, strict=True):
-        assert measured == (point.arch in known)
-        if measured:
-            assert point.values["accuracy"] == known[point.arch].accuracy
-            assert point.std["accuracy"] == known[point.arch].standard_error
+    for point in front:  # none of them is a prediction
+        assert point.measured == ("accuracy",)
+        assert point.values["accuracy"] == known[point.arch].accuracy
+        assert point.std["accuracy"] == known[point.arch].standard_error
     volumes = front.records["hypervolume"]
     assert len(volumes) == len(known)
     assert (np.diff(volumes) >= 0).all()
