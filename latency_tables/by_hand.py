@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latency_tables.device import Candidate, LocalDevice, Options
+from latency_tables.device import Candidate, LocalDevice, Model, Options
 from latency_tables.kit import SCRIPT, Kit, KitWriter, read_kit, read_results
 from latency_tables.profiling import Amount, Writer, profile
 from latency_tables.standalone.runtime import PRECISIONS, PROVIDERS
@@ -42,6 +42,9 @@ class _Recorder(LocalDevice):
 
     def fingerprint(self) -> dict[str, Any]:
         return {}
+
+    def energy(self, model: Model, run_ms: float) -> None:
+        """Nothing counts it."""
 
     def time(
         self,
@@ -71,6 +74,9 @@ class _Replay(LocalDevice):
 
     def fingerprint(self) -> dict[str, Any]:
         return dict(self.facts)
+
+    def energy(self, model: Model, run_ms: float) -> None:
+        """Nothing counts it."""
 
     def time(
         self,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from latency_tables.energy import Energy, count_energy, energy_meter
 from latency_tables.standalone.runtime import machine
 from latency_tables.stopwatch import SYSTEM_CLOCK, Clock, Failure, Measurement, Plan, measure
 from search_spaces.errors import UserError
@@ -88,6 +89,9 @@ class Device(Protocol):
         ``progress`` is advanced by one for each candidate and by one for each of ``plan.rounds``.
         """
 
+    def energy(self, model: onnx.ModelProto | bytes, run_ms: float) -> Energy | None:
+        """Energy of one run of a model that takes about ``run_ms``; None where nothing counts it."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -146,6 +150,10 @@ class Optioned:
     def precision(self) -> str:
         return self.options.precision
 
+    def energy(self, model: onnx.ModelProto | bytes, run_ms: float) -> Energy | None:
+        """See `Device.energy`: nothing counts it."""
+        return None
+
 
 @dataclass(frozen=True)
 class LocalDevice(Optioned):
@@ -180,6 +188,11 @@ class LocalDevice(Optioned):
 
     def load(self, model: onnx.ModelProto | bytes) -> Runner:
         raise NotImplementedError
+
+    def energy(self, model: onnx.ModelProto | bytes, run_ms: float) -> Energy | None:
+        """See `Device.energy`: by this machine's counter, of its processor or its GPU."""
+        meter = energy_meter(gpu="cuda" in self.kind or "tensorrt" in self.kind)
+        return None if meter is None else count_energy(self.load(model).run, run_ms, meter)
 
     def time(
         self,

@@ -82,6 +82,7 @@ class NetworkTiming:
 
     Attributes:
         chunks: which of the table's chunks of networks, timed against each other, the two were in; None in older tables.
+        joules: of a run, counted twice; None where nothing counts them.
     """
 
     choices: Mapping[str, Any]
@@ -89,8 +90,10 @@ class NetworkTiming:
     first: Measurement
     second: Measurement
     chunks: tuple[int, int] | None = None
+    joules: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         timings = {"first": self.first.to_dict(), "second": self.second.to_dict()}
-        chunks = {} if self.chunks is None else {"chunks": list(self.chunks)}
-        return {"choices": dict(self.choices), "held_out": self.held_out, **timings, **chunks}
+        pairs = {"chunks": self.chunks, "joules": self.joules}
+        known = {name: list(pair) for name, pair in pairs.items() if pair is not None}
+        return {"choices": dict(self.choices), "held_out": self.held_out, **timings, **known}

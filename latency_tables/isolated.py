@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latency_tables.device import Candidate, LocalDevice, Optioned, Options, Runner, serialised
+from latency_tables.energy import Energy
 from latency_tables.standalone.worker import Worker, serve
 from latency_tables.stopwatch import Failure, Measurement, Plan, understood
 from search_spaces.errors import UserError
@@ -60,6 +61,10 @@ class Isolated(Optioned):
     def load(self, model: onnx.ModelProto | bytes) -> Runner:
         """See `Device.load`."""
         return self._device.load(model)
+
+    def energy(self, model: onnx.ModelProto | bytes, run_ms: float) -> Energy | None:
+        """See `Device.energy`; the runs are here."""
+        return self._device.energy(model, run_ms)
 
     def time(
         self,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from latency_tables.correction import Correction, Errors, Quality, errors, fit_baseline, fit_correction, fit_learnt
 from latency_tables.device import Candidate, Device
+from latency_tables.energy import EnergyModel, fit_energy
 from latency_tables.entries import Anchor
 from latency_tables.stopwatch import BUSY, Failure, Measurement, Plan, busiest
 from latency_tables.table import LatencyTable, features, sums
@@ -49,7 +50,18 @@ def finish(table: LatencyTable) -> LatencyTable:
         total[fit], count[fit], measured[fit], overhead_ms=table.overhead_ms, features=parts[fit], sound=sound
     )
     table = replace(table, correction=correction)
+    table = replace(table, energy=_energy(table, rows, held))
     return replace(table, quality=_quality(table, rows, measured, held)) if held.any() else table
+
+
+def _energy(table: LatencyTable, rows: Rows, held: NDArray[np.bool_]) -> EnergyModel | None:
+    """The model of energy, where every whole network's was counted."""
+    counted = [network.joules for network in table.networks if network.joules is not None]
+    if len(counted) < len(rows):
+        return None
+    macs = float(table.fingerprint.get("batch", 1)) * table.space.macs(rows)
+    counter = str(table.conditions.get("energy_counter", ""))
+    return fit_energy(table.estimate(rows), macs, np.array(counted), held, counter)
 
 
 def _quality(table: LatencyTable, rows: Rows, measured: Array, held: NDArray[np.bool_]) -> Quality:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from latency_tables.correction import Correction, Quality
+from latency_tables.energy import EnergyModel
 from latency_tables.entries import Anchor, Entry, Given, NetworkTiming
 from latency_tables.judging import finish
 from latency_tables.stopwatch import Measurement
@@ -50,6 +51,7 @@ def parse_table(value: Mapping[str, Any]) -> LatencyTable:
         interpolated=frozenset(parse_layer(key).key for key in value.get("interpolated", ())),
         anchor=None if anchor is None else _anchor(anchor),
         level_at=None if value.get("level_at") is None else float(value["level_at"]),
+        energy=None if value.get("energy") is None else EnergyModel.from_dict(value["energy"]),
     )
     if value["version"] >= FITTED_TO_CALM or not table.networks or table.correction is None:
         return table
@@ -74,7 +76,13 @@ def _network(value: Mapping[str, Any]) -> NetworkTiming:
     if "chunks" in value:
         one, other = (int(chunk) for chunk in value["chunks"])
         chunks = one, other
-    return NetworkTiming(dict(value["choices"]), bool(value["held_out"]), first, second, chunks)
+    joules = None
+    if "joules" in value:
+        one_j, other_j = (float(number) for number in value["joules"])
+        positive("energy", one_j)
+        positive("energy", other_j)
+        joules = one_j, other_j
+    return NetworkTiming(dict(value["choices"]), bool(value["held_out"]), first, second, chunks, joules)
 
 
 def _anchor(value: Mapping[str, Any]) -> Anchor:

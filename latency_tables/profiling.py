@@ -37,6 +37,7 @@ T = TypeVar("T")
 CHUNK_LAYERS = 32  # layers, each up to two models, in memory at once
 CHUNK_NETWORKS = 16
 WHOLE_SECONDS = 1.5  # for each chunk of whole networks, at least: neighbours come and go within a second
+PROBE_MS = 1e6  # of a run, so that one is enough to know whether anything counts it
 OCCASION_S = 3600.0  # as long as a device's level is trusted: one search, and the next, see the same estimates
 
 
@@ -214,7 +215,7 @@ class _Job:
 
     def resume(self, found: LatencyTable) -> LatencyTable:
         """A table from a file, ready to take more layers."""
-        table = replace(found, space=self.space, networks=(), correction=None, quality=None, anchor=None)
+        table = replace(found, space=self.space, networks=(), correction=None, quality=None, anchor=None, energy=None)
         return replace(table, interpolated=frozenset(), conditions=self.conditions())
 
     def conditions(self) -> dict[str, Any]:
@@ -267,8 +268,9 @@ class _Job:
         rng, space = np.random.default_rng([seed, 1]), self.space
         cost = space.cost(lambda layer: float(layer.macs)) if amount.by_work else table.cost(corrected=False)
         rows, held_out = choose_networks(space, cost, amount.networks, amount.held_out, rng)
-        timed = replace(table, networks=self.networks(space.from_array(rows), held_out), level_at=now())
-        table = finish(timed)
+        archs = space.from_array(rows)
+        timed = replace(table, networks=self.networks(archs, held_out), level_at=now())
+        table = finish(self.counted(timed, archs))
         if self.out is not None:
             table.save(self.out)
         return table
@@ -294,6 +296,28 @@ class _Job:
             (first, one), (second, other) = (found[index] for found in passes)
             networks.append(NetworkTiming(arch.to_dict(), held, first, second, (one, other)))
         return tuple(networks)
+
+    def counted(self, table: LatencyTable, archs: Sequence[Architecture]) -> LatencyTable:
+        """The table with the energy of its whole networks, twice in random order, where the device counts it."""
+        if self.device.energy(self.whole(archs[0]).model(), PROBE_MS) is None:
+            return table
+        order = [int(index) for _ in range(2) for index in self.rng.permutation(len(archs))]
+        found: dict[int, list[float]] = {index: [] for index in order}
+        counter = ""
+        self.progress.start("energy of whole networks", len(order))
+        try:
+            for index in order:
+                run_ms = table.network_ms(table.networks[index])
+                energy = self.device.energy(self.whole(archs[index]).model(), run_ms)
+                if energy is None or not energy.joules > 0:
+                    return table
+                found[index].append(energy.joules)
+                counter = energy.counter
+                self.progress.advance()
+        finally:
+            self.progress.stop()
+        networks = [replace(n, joules=(found[i][0], found[i][1])) for i, n in enumerate(table.networks)]
+        return replace(table, networks=tuple(networks), conditions={**table.conditions, "energy_counter": counter})
 
     def piece(self, layers: Sequence[Layer]) -> Candidate:
         """A sequence of layers; the model names them, for whoever looks at it later, and says that its weights are random."""

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from latency_tables.device import Candidate, LocalDevice, Options, serialised
+from latency_tables.energy import Energy
 from latency_tables.quantise import quantised
 from latency_tables.standalone.runtime import SessionRunner, open_session
 from latency_tables.stopwatch import Failure, Measurement, Plan
@@ -27,6 +28,8 @@ MACS_PER_NS = {"fp32": 8.0, "int8": 16.0}  # of one thread
 BYTES_PER_NS = 10.0
 MACHINE = {"processor": "simulated", "logical_cores": 8, "system": "none"}
 VERSION = "1"  # of the formula
+WATTS = 2.0
+JOULES_PER_MAC = 1e-11
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class Simulated(LocalDevice):
         """The model in ONNX Runtime: its results are real, its times are not asked for."""
         loaded = quantised(model) if self.precision == "int8" else model
         return SessionRunner(open_session(serialised(loaded), "onnxruntime-cpu", 1), self.batch)
+
+    def energy(self, model: onnx.ModelProto | bytes, run_ms: float) -> Energy:
+        """The formula's value: so much for every second, and so much for every multiply-accumulate."""
+        ns, macs = _simulated(model, self.options)
+        return Energy(WATTS * 1e-9 * ns + JOULES_PER_MAC * macs, "simulated")
 
     def time(
         self,
@@ -65,6 +73,11 @@ class Simulated(LocalDevice):
 
 def simulated_ns(model: onnx.ModelProto | bytes, options: Options) -> float:
     """Nanoseconds of one run of a model by the formula."""
+    return _simulated(model, options)[0]
+
+
+def _simulated(model: onnx.ModelProto | bytes, options: Options) -> tuple[float, float]:
+    """Nanoseconds and multiply-accumulates of one run of a model."""
     loaded = onnx.load_from_string(serialised(model))
     first = loaded.graph.input[0].type.tensor_type.shape.dim[0]
     if not first.dim_value:
@@ -75,12 +88,13 @@ def simulated_ns(model: onnx.ModelProto | bytes, options: Options) -> float:
         sizes[value.name] = [max(1, d.dim_value) for d in value.type.tensor_type.shape.dim]
     item = 1 if options.precision == "int8" else 4
     speed = MACS_PER_NS[options.precision] * options.threads
-    total = CALL_NS
+    total, work = CALL_NS, 0.0
     for node in graph.node:
         shapes = [sizes[name] for name in [*node.input, *node.output] if name in sizes]
         traffic = item * sum(_count(shape) for shape in shapes) / BYTES_PER_NS
-        total += NODE_NS + max(_macs(node, sizes) / speed, traffic)
-    return total
+        macs = _macs(node, sizes)
+        total, work = total + NODE_NS + max(macs / speed, traffic), work + macs
+    return total, work
 
 
 def _macs(node: onnx.NodeProto, sizes: dict[str, list[int]]) -> float:

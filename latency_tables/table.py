@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from latency_tables.correction import FEATURES, Correction, Quality
 from latency_tables.curves import Curves
+from latency_tables.energy import EnergyModel
 from latency_tables.entries import Anchor, Entry, Given, NetworkTiming
 from latency_tables.stopwatch import BUSY, Measurement, polished
 from search_spaces.architecture import Architecture
@@ -55,6 +56,7 @@ class LatencyTable:
         interpolated: keys of layers that stand between measured ones of other sizes.
         anchor: how the device's level has moved since; None while that is not known.
         level_at: when the device's level was last told, Unix time in s; None where it never was (another's table).
+        energy: from the time and the work of a network to its energy; None where nothing counted it.
     """
 
     device: str
@@ -70,6 +72,7 @@ class LatencyTable:
     anchor: Anchor | None = None
     levels: tuple[Measurement, ...] = field(default=(), repr=False)
     level_at: float | None = field(default=None, compare=False)
+    energy: EnergyModel | None = None
 
     # ---- times ----------------------------------------------------------------------------------------------
 
@@ -169,6 +172,14 @@ class LatencyTable:
         base = (space or self.space).cost(lambda layer: terms.of_layer(layer, self.layer_ms))
         return Cost([*base.factors, Factor((), np.array(terms.offset_ms))])
 
+    def energy_cost(self, space: SearchSpace | None = None) -> Cost | None:
+        """Energy of a run in J as an additive cost, like `cost`; None where nothing counted it."""
+        if self.energy is None:
+            return None
+        space, batch = space or self.space, float(self.fingerprint.get("batch", 1))
+        at_the_time = replace(self, anchor=None)  # a slower machine of today draws less power, not more
+        return self.energy.cost(at_the_time.cost(space), space.cost(lambda layer: batch * layer.macs))
+
     @cached_property
     def _corrected(self) -> Cost:
         return self.cost()
@@ -260,7 +271,7 @@ class LatencyTable:
         """The same measurements for another space. Correction and quality stay where it is the same space or a part of it."""
         if self.covers(space):
             return replace(self, space=space)
-        return replace(self, space=space, networks=(), correction=None, quality=None, anchor=None)
+        return replace(self, space=space, networks=(), correction=None, quality=None, anchor=None, energy=None)
 
     def covers(self, space: SearchSpace) -> bool:
         """Whether a space is the table's own or a restriction of it, so that architectures mean the same."""
@@ -301,6 +312,7 @@ class LatencyTable:
             "interpolated": sorted(self.interpolated),
             "anchor": None if self.anchor is None else vars(self.anchor),
             "level_at": self.level_at,
+            "energy": None if self.energy is None else self.energy.to_dict(),
         }
         write_json(path, KIND, VERSION, body)
 

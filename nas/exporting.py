@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,19 +78,22 @@ def export_points(
     Raises:
         UserError: one is exported already in another format.
     """
-    kept = {} if force else {point.arch.id: _existing(run, point.arch, form) for point in points}
-    done: list[Export] = []
-    progress.start("export and prove", len(points))
+    found = {} if force else {point.arch.id: _existing(run, point.arch, form) for point in points}
+    done = {name: export for name, export in found.items() if export and (export.program or not program)}
+    missing = [point for point in points if point.arch.id not in done]
+    data = run.data()
+    progress.start("export and prove", len(missing))
     try:
-        for point in points:
-            existing = kept.get(point.arch.id)
-            if existing is None or (program and existing.program is None):
-                existing = _export(run, point, run.data(), form, program=program)
-            done.append(existing)
-            progress.advance()
+        # The next network is recalibrated while this one is proven: neither keeps two cores busy all the time.
+        with ThreadPoolExecutor(1) as beside:
+            networks = [beside.submit(deployed_network, run, point.arch, data) for point in missing[:1]]
+            for index, point in enumerate(missing):
+                networks += [beside.submit(deployed_network, run, other.arch, data) for other in missing[index + 1 : index + 2]]
+                done[point.arch.id] = _export(run, point, networks.pop(0).result(), data, form, program=program)
+                progress.advance()
     finally:
         progress.stop()
-    return done
+    return [done[point.arch.id] for point in points]
 
 
 def read_export(run: Run, arch_id: str) -> Export:
@@ -132,9 +136,8 @@ def _words(form: Format) -> str:
     return ", ".join(f"{name} {value}" for name, value in form.to_dict().items() if value is not None)
 
 
-def _export(run: Run, point: Point, data: ImageData, form: Format, *, program: bool) -> Export:
+def _export(run: Run, point: Point, network: nn.Module, data: ImageData, form: Format, *, program: bool) -> Export:
     arch = point.arch
-    network = deployed_network(run, arch, data)
     resolution = resolution_of(arch, data)
     example, about = data.test.batch([0, 1], resolution), _about(run, point, data, resolution)
     model = wrapped(onnx_model(network, example, _as_text(about, form), form=form), form, data)

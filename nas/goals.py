@@ -58,7 +58,9 @@ class Goal:
         names = {device: on_device("latency", device, first) for device in self.tables}
         batches = {names[d]: int(t.fingerprint["batch"]) for d, t in self.tables.items() if "batch" in t.fingerprint}
         costs = {names[device]: table.cost(self.space) for device, table in self.tables.items()}
-        return objectives_of(self.space, latency=costs, batches=batches)
+        joules = {on_device("energy", device, first): table.energy_cost(self.space) for device, table in self.tables.items()}
+        energy = {name: cost for name, cost in joules.items() if cost is not None}
+        return objectives_of(self.space, latency=costs, energy=energy, batches=batches)
 
     @cached_property
     def loosest(self) -> tuple[Limit, ...]:
@@ -133,13 +135,15 @@ class Goal:
         for case in self.cases:
             check_together(self.space, self.known, case)
 
-    def margin(self, device: str) -> float:
-        """How far below a latency limit the search stays, as a fraction: estimates err, limits are hard.
+    def margin(self, device: str, kind: str = "latency") -> float:
+        """How far within a limit on a device's quantity the search stays, as a fraction: estimates err, limits are hard.
 
         Three times the table's median error on networks that it had not seen, about two standard deviations; at most a
         quarter. 0 for a table without such networks.
         """
-        quality = self.tables[device].quality
+        quality, energy = self.tables[device].quality, self.tables[device].energy
+        if kind == "energy":
+            return 0.0 if energy is None else min(0.25, 3 * energy.error)
         return 0.0 if quality is None else min(0.25, 3 * quality.corrected.median)
 
     def _with_margin(self, limit: Limit) -> Limit:
@@ -148,7 +152,7 @@ class Goal:
             return limit
         best = self.known[limit.objective].best
         assert best is not None
-        edge, margin = best()[0], 1 + self.margin(device)
+        edge, margin = best()[0], 1 + self.margin(device, kind_of(limit.objective))
         if limit.maximised:
             return Limit(limit.objective, max(limit.bound, min(limit.bound * margin, edge * (1 - 1e-9))))
         return Limit(limit.objective, min(limit.bound, max(limit.bound / margin, edge * (1 + 1e-9))))
@@ -182,13 +186,21 @@ def make_goal(
     goal = Goal(space, tables, wanted, tuple(tuple(case) for case in cases))
     for name in [*wanted, *(limit.objective for limit in cases[0])]:
         if name != "accuracy" and name not in goal.known:
-            device = goal.device_of(name)
-            raise UserError(
-                f"nobody measured {name}",
-                allowed=f"The latency table of {device} names no batch size; it has: {', '.join(goal.known)}",
-                next_step="Limit the latency instead: --limit latency=5ms",
-            )
+            raise _unmeasured(goal, name)
     return goal
+
+
+def _unmeasured(goal: Goal, name: str) -> UserError:
+    """What a table lacks, and why."""
+    what = "no batch size" if kind_of(name) == "throughput" else "no energy: nothing that may be read counted it"
+    again = "nas profile RUN --force, as a user who may read /sys/class/powercap, or: --limit latency=5ms"
+    return UserError(
+        f"nobody measured {name}",
+        allowed=f"The latency table of {goal.device_of(name)} names {what}; it has: {', '.join(goal.known)}",
+        next_step="Limit the latency instead: --limit latency=5ms"
+        if kind_of(name) == "throughput"
+        else f"Profile with {again}",
+    )
 
 
 def _resolved(name: str, tables: Mapping[str, LatencyTable]) -> str:

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from latency_tables import Candidate, Measurement, Plan, open_device
-from latency_tables.energy import energy_meter
 from latency_tables.footprint import peak_memory
 from latency_tables.stopwatch import Failure
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
-if TYPE_CHECKING:
-    from latency_tables import Device
-
 __all__ = ["Cost", "measure"]
 
 ROUNDS = 60
-ENERGY_S = 2.0  # of runs between two readings of a counter
-MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ def measure(model: str | Path, *, device: str = "onnxruntime-cpu", seed: int = 0
             next_step="Choose another device (nas devices), or export the network again",
         )
     here = "://" not in opened.name and opened.fingerprint().get("processor") != "simulated"
-    energy, counter = _energy(opened, content, timing) if here else (None, None)
+    energy = opened.energy(content, timing.median_ms)
     return Cost(
         device=opened.name,
         batch=opened.batch,
@@ -86,19 +80,6 @@ def measure(model: str | Path, *, device: str = "onnxruntime-cpu", seed: int = 0
         images_per_s=1e3 * opened.batch / timing.median_ms,
         file_bytes=len(content),
         memory_bytes=peak_memory(opened.name, path) if here else None,
-        energy_j=energy,
-        energy_of=counter,
+        energy_j=energy.joules if energy else None,
+        energy_of=energy.counter if energy else None,
     )
-
-
-def _energy(device: Device, content: bytes, timing: Measurement) -> tuple[float | None, str | None]:
-    """Joules of one run, and what counted them; nothing where nothing counts."""
-    meter = energy_meter(gpu="cuda" in device.name or "tensorrt" in device.name)
-    if meter is None:
-        return None, None
-    runner = device.load(content)
-    runs = int(np.clip(ENERGY_S * 1e3 / timing.median_ms, 1, MOST_RUNS))
-    before = meter.read()
-    for _ in range(runs):
-        runner.run()
-    return meter.since(before) / runs, meter.name

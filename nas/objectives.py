@@ -30,7 +30,7 @@ __all__ = [
     "suggestion",
 ]
 
-OF_DEVICES = ("latency", "throughput")
+OF_DEVICES = ("latency", "throughput", "energy")
 Rows = NDArray[np.int64]
 Values = NDArray[np.float64]
 
@@ -39,6 +39,7 @@ KNOWN: Mapping[str, tuple[str, bool]] = {
     "accuracy": ("", True),
     "latency": ("ms", False),
     "throughput": ("images/s", True),
+    "energy": ("J", False),
     "macs": ("", False),
     "params": ("", False),
     "size": ("bytes", False),
@@ -48,6 +49,7 @@ _SCALES: Mapping[str, Mapping[str, float]] = {
     "accuracy": {"": 1.0, "%": 0.01},
     "latency": {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3},
     "throughput": {"": 1.0, "k": 1e3, "m": 1e6},
+    "energy": {"": 1.0, "j": 1.0, "mj": 1e-3, "uj": 1e-6},
     "macs": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
     "params": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
     "size": {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9},
@@ -117,6 +119,8 @@ def format_value(name: str, value: float) -> str:
         return f"{value:.1%}"
     if kind == "latency":
         return f"{value:.3g} ms"
+    if kind == "energy":
+        return f"{1e3 * value:.3g} mJ"
     unit = "" if kind == "throughput" else KNOWN[kind][0] and "B"
     tail = " images/s" if kind == "throughput" else ""
     for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -180,6 +184,7 @@ _EXAMPLES = {
     "accuracy": "90%",
     "latency": "5ms",
     "throughput": "500",
+    "energy": "5mJ",
     "macs": "300M",
     "params": "4M",
     "size": "10MB",
@@ -192,12 +197,14 @@ def objectives_of(
     *,
     accuracy: Callable[[Rows], Values] | None = None,
     latency: Cost | Mapping[str, Cost] | None = None,
+    energy: Mapping[str, Cost] | None = None,
     batches: Mapping[str, int] | None = None,
 ) -> dict[str, Objective]:
     """All objectives that can be computed: exact counts always, accuracy and latency where a source is given.
 
     Args:
         latency: ms, of one device or by name (``latency``, ``latency@phone``).
+        energy: J, by name, of the devices that count it.
         batches: images per run by the latency's name; gives throughput.
     """
     costs = {
@@ -207,6 +214,7 @@ def objectives_of(
         "memory": space.cost(lambda layer: layer.activation_bytes, peak=True),
     }
     costs |= {} if latency is None else latency if isinstance(latency, Mapping) else {"latency": latency}
+    costs |= energy or {}
     found = {name: _of_cost(name, cost, len(space.genes)) for name, cost in costs.items()}
     for name, batch in (batches or {}).items():
         inverse = _throughput(name.replace("latency", "throughput", 1), found[name], batch)
@@ -268,10 +276,13 @@ def check_feasible(space: SearchSpace, objectives: Mapping[str, Objective], limi
 def suggestion(limit: Limit, value: float) -> str:
     """A limit, as the command line takes it, that a reachable value meets."""
     kind = kind_of(limit.objective)
-    scale, unit = {"latency": (1.0, "ms"), "size": (1e3, "kB"), "memory": (1e3, "kB"), "throughput": (1.0, "")}.get(
-        kind, (1e3, "k")
-    )
-    digits = 3 if kind == "latency" else 0
+    scale, unit, digits = {
+        "latency": (1.0, "ms", 3),
+        "energy": (1e-3, "mJ", 4),
+        "size": (1e3, "kB", 0),
+        "memory": (1e3, "kB", 0),
+        "throughput": (1.0, "", 0),
+    }.get(kind, (1e3, "k", 0))
     step = 10.0**-digits
     rounded = np.floor(value / scale / step) if limit.maximised else np.ceil(value / scale / step)
     return f"{limit.objective}={rounded * step:.{digits}f}{unit}"

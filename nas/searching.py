@@ -262,11 +262,12 @@ def _provenance(
 
 
 def _say_margins(goal: Goal, progress: Progress) -> None:
-    for device in dict.fromkeys(goal.device_of(limit.objective) for limit in goal.loosest):
+    kinds = [(goal.device_of(limit.objective), kind_of(limit.objective)) for limit in goal.loosest]
+    for device, kind in dict.fromkeys((device, "energy" if kind == "energy" else "latency") for device, kind in kinds):
         if device is not None:
             where = f" on {device}" if len(goal.tables) > 1 else ""
             progress.say(
-                f"limit       searched {goal.margin(device):.0%} below the latency limit{where}: "
+                f"limit       searched {goal.margin(device, kind):.0%} below the {kind} limit{where}: "
                 "three times the table's median error"
             )
 

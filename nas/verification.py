@@ -38,6 +38,7 @@ class Verified:
         broken: limits that the verified values break, as text.
         finetuned: trained on after the promise was made.
         precision: ``"fp32"`` or ``"int8"``.
+        energy_j: of one run; None where the device does not count it, or nobody promised any.
         network: id of the front's network that this is; empty for a baseline.
     """
 
@@ -54,6 +55,7 @@ class Verified:
     finetuned: bool = False
     precision: str = "fp32"
     network: str = ""
+    energy_j: float | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,8 @@ def _check(row: Verified, *, promised: bool = False) -> None:
         raise ValueError(f"{row.id}: accuracy {row.accuracy} of {row.images} images")
     if (row.promised or promised) and not row.promised.keys() >= {"accuracy", "latency"}:
         raise ValueError(f"{row.id}: neither accuracy nor latency was promised")
+    if row.energy_j is not None and not 0 < row.energy_j < np.inf:
+        raise ValueError(f"{row.id}: {row.energy_j} J")
     _check_times(row)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from latency_tables import Candidate, Device, Measurement, Plan
 from latency_tables.stopwatch import Failure
 from nas.baselines import Baseline, read_baselines
 from nas.exporting import Export, read_export
-from nas.objectives import Limit
+from nas.objectives import OF_DEVICES, Limit, kind_of
 from nas.onnx_files import Signature, outputs
 from nas.pareto import ParetoFront, Point
 from nas.quantising import read_quantised
@@ -52,11 +52,12 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Tested:
-    """A candidate's time, and which test images it gets right (None where it does not take them)."""
+    """A candidate's time, which test images it gets right (None where it does not take them), and its energy, J."""
 
     candidate: _Candidate
     time: Measurement
     right: NDArray[np.bool_] | None
+    joules: float | None = None
 
 
 def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Verification:
@@ -73,28 +74,24 @@ def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Ve
             allowed=f"A front for {device.name}",
             next_step=f"Verify on that device, or search again: nas search {run.path} --device {device.name}",
         )
-    latency = front.own_name(f"latency@{device.name}")
+    own = {front.own_name(f"{kind}@{device.name}"): kind for kind in OF_DEVICES}
     exports = [read_export(run, point.arch.id) for point in front]
-    networks = [_network(run, point, export, latency) for point, export in zip(front, exports, strict=True)]
+    networks = [_network(run, point, export, own) for point, export in zip(front, exports, strict=True)]
     twins = [_twin(run, export) for export in exports]
     baselines = [_baseline(run, baseline) for baseline in read_baselines(run)]
     everyone = [*networks, *(twin for twin in twins if twin is not None), *baselines]
     tested = _tested(run, device, everyone, seed, progress)
-    limits = [
-        Limit({latency: "latency"}.get(name, name), bound) for name, bound in front.limits.items() if _here(name, latency)
-    ]
+    here = {name: bound for name, bound in front.limits.items() if name in own or kind_of(name) not in OF_DEVICES}
+    limits = [Limit(own.get(name, name), bound) for name, bound in here.items()]
     result = _result(device, tested, limits)
     result.save(run.file("verified.json"))
     return result
 
 
-def _here(limit: str, latency: str) -> bool:
-    """Whether a limit is judged on this device: not the latency on another one."""
-    return limit == latency or not limit.startswith("latency")
-
-
-def _network(run: Run, point: Point, export: Export, latency: str) -> _Candidate:
-    promised = {"accuracy": point.values["accuracy"], "latency": point.values[latency]}
+def _network(run: Run, point: Point, export: Export, own: Mapping[str, str]) -> _Candidate:
+    """A network of the front with what was promised of it on this device, whose names are given."""
+    promised = {own[name]: value for name, value in point.values.items() if own.get(name) in ("latency", "energy")}
+    promised = {"accuracy": point.values["accuracy"], **promised}
     again = f"nas export {run.path} --pick {export.id} --force"
     path = run.exports / export.file
     return _Candidate(export.id, path, export.resolution, again, promised, export.finetuned, network=export.id)
@@ -131,6 +128,7 @@ def _tested(run: Run, device: Device, candidates: Sequence[_Candidate], seed: in
     times = _times(device, candidates, seed, progress)
     test = run.data().test
     labels = test.labels.numpy()
+    counted = any("energy" in candidate.promised for candidate in candidates)
     found = []
     progress.start("test", len(candidates))
     try:
@@ -138,7 +136,8 @@ def _tested(run: Run, device: Device, candidates: Sequence[_Candidate], seed: in
             right = None
             if candidate.reason is None:
                 right = outputs(device, candidate.path, test, candidate.resolution).argmax(1) == labels
-            found.append(_Tested(candidate, time, right))
+            energy = device.energy(candidate.path.read_bytes(), time.median_ms) if counted else None
+            found.append(_Tested(candidate, time, right, energy.joules if energy else None))
             progress.advance()
     finally:
         progress.stop()
@@ -188,6 +187,7 @@ def _verified(found: _Tested, clock: str, limits: Sequence[Limit]) -> Verified |
     right, images = int(found.right.sum()), len(found.right)
     low, high = wilson_interval(right, images)
     values = {"accuracy": right / images, "latency": latency[0]}
+    values |= {"energy": found.joules} if found.joules is not None else {}
     known = [limit for limit in limits if candidate.network and limit.objective in values]
     broken = [str(limit) for limit in known if limit.excess(np.array(values[limit.objective])) > 0]
     return Verified(
@@ -202,4 +202,5 @@ def _verified(found: _Tested, clock: str, limits: Sequence[Limit]) -> Verified |
         finetuned=candidate.finetuned,
         precision=candidate.precision,
         network=candidate.network,
+        energy_j=found.joules,
     )

@@ -3,7 +3,8 @@
 ``python scripts/soak.py --minutes 30`` trains, profiles, searches, exports, verifies and reports again and again, each time in
 a new folder, and prints a line per circle and what grew from the first third to the last one. Memory is counted twice: what is
 resident at the end of a circle, and what is held when the garbage is collected and the C library has given back what it keeps
-free (its free parts come in pieces that differ from circle to circle, and hide a leak of a few kB).
+free. Its free parts come in pieces that differ from circle to circle and hide a leak of a few kB, so it is told to keep one
+heap and to map everything from 64 KiB on by itself, which goes back when it is freed.
 
 SQLAlchemy keeps the statements of the last 100 to 150 databases that a process opened, whoever opened them. Every circle has a
 database of its own, so that this cache would grow all the time; it is filled before the first circle.
@@ -28,6 +29,7 @@ from optuna.trial import TrialState, create_trial
 
 import nas
 
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": "0"}  # glibc's
 DATABASES = 160  # more than SQLAlchemy keeps
 SAMPLES = 20
 FLAT_MIB = 0.1  # of growth of held memory per circle that counts as none
@@ -94,6 +96,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     given = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):  # read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     with tempfile.TemporaryDirectory() as folder:
         fill_statements(Path(folder))
     end = time.monotonic() + 60 * given.minutes

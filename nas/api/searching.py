@@ -193,8 +193,8 @@ def search(
 
     Args:
         device: one or several; default onnxruntime-cpu. Several: also a front of its own for each.
-        objectives: two or more of accuracy, latency (``latency@DEVICE``), throughput, macs, params, size, memory. Default:
-            accuracy, and latency on every device.
+        objectives: two or more of accuracy, latency (``latency@DEVICE``), throughput, energy, macs, params, size, memory.
+            Default: accuracy, and latency on every device.
         limits: objective -> bound, a number or text with a unit: ``{"latency": "5ms", "params": 4e6}``; several bounds
             (a list, ``"5ms,10ms"``) give one front for each, and make the quantity an objective.
         samples: scored subnets that the predictor learns from, at least.

@@ -108,6 +108,7 @@ def _show_profile(table: LatencyTable, as_json: bool) -> None:
                 "slowest_ms": slowest,
                 "form": table.correction.form if table.correction else None,
                 "quality": table.quality.to_dict() if table.quality else None,
+                "energy": table.energy.to_dict() if table.energy else None,
                 "interpolation_error": table.conditions.get("interpolation_error"),
                 "anchor": dataclasses.asdict(table.anchor) if table.anchor else None,
                 "warnings": table.warnings(),
@@ -123,6 +124,12 @@ def _show_profile(table: LatencyTable, as_json: bool) -> None:
         typer.echo(f"{len(table.interpolated)} layers stand between measured sizes; median error {said}")
     if table.quality is not None:
         typer.echo(_quality_lines(table))
+    if table.energy is not None:
+        energy = table.energy
+        typer.echo(
+            f"energy by {energy.counter}: median error {energy.error:.1%} on {energy.networks} of them "
+            f"(counted again: {energy.noise:.1%})"
+        )
 
 
 def _quality_lines(table: LatencyTable) -> str:

@@ -142,7 +142,7 @@ def search(
         typer.Option(help="Hard limit: latency=5ms, latency@DEVICE=5ms, params=4M ...; several budgets: latency=5ms,10ms."),
     ] = None,
     objective: Annotated[
-        list[str] | None, typer.Option(help="accuracy, latency, throughput, macs, params, size, memory; repeat.")
+        list[str] | None, typer.Option(help="accuracy, latency, throughput, energy, macs, params, size, memory; repeat.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Scored subnets that the accuracy predictor learns from.")] = 100,
     budget: Annotated[int | None, typer.Option(help="Scores in all: proposals and the front are scored, too.")] = None,
@@ -200,13 +200,16 @@ def _show_front(front: ParetoFront) -> None:
     latencies = [name for name in front.points[0].values if name.partition("@")[0] == "latency"]
     scored = any(point.measured for point in front)
     heads = ["network", "accuracy" if scored else "accuracy (predicted)", *(["is"] if scored else [])]
-    heads += [f"{name} ms (estimated)" for name in latencies] + ["MACs (M)", "params (M)"]
+    energies = [name for name in front.points[0].values if name.partition("@")[0] == "energy"]
+    heads += [f"{name} ms (estimated)" for name in latencies] + [f"{name} mJ (estimated)" for name in energies]
+    heads += ["MACs (M)", "params (M)"]
     rows = [
         (
             point.arch.id,
             f"{point.values['accuracy']:.1%} ± {point.std['accuracy']:.1%}",
             *(["measured" if "accuracy" in point.measured else "predicted"] if scored else []),
             *(f"{point.values[name]:.3g}" for name in latencies),
+            *(f"{1e3 * point.values[name]:.3g}" for name in energies),
             f"{point.values['macs'] / 1e6:.2f}",
             f"{point.values['params'] / 1e6:.3f}",
         )

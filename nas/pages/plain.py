@@ -31,6 +31,7 @@ def _values(row: Row) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if row.quantised is None:
         found = {"promised_accuracy": values["accuracy"], "promised_latency_ms": values["latency"]}
+        found |= {"promised_energy_j": values["energy"]} if "energy" in values else {}
     if row.verified is not None:
         found |= _verified(row.verified) | {"broken": "; ".join(row.verified.broken)}
     found |= {name: values[name] for name in ("macs", "params")}
@@ -42,7 +43,8 @@ def _values(row: Row) -> dict[str, Any]:
 
 def _verified(found: Any) -> dict[str, Any]:
     names = ("accuracy", "accuracy_low", "accuracy_high", "images", "latency_ms", "latency_p10_ms", "latency_p90_ms")
-    return {name: getattr(found, name) for name in names}
+    energy = {"energy_j": found.energy_j} if found.energy_j is not None else {}
+    return {name: getattr(found, name) for name in names} | energy
 
 
 def markdown(contents: Contents, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -160,7 +160,16 @@ def _networks(contents: Contents) -> str:
         "Latency, ms<br>promised",
         "<br>verified",
     ]
-    head += ["Error<br>%", "MACs", "Para-<br>meters", "Weights", "ONNX<br>proof", "Limits", "Export with"]
+    head += [
+        "Error<br>%",
+        *(["Energy, mJ"] if _has_energy(contents) else []),
+        "MACs",
+        "Para-<br>meters",
+        "Weights",
+        "ONNX<br>proof",
+        "Limits",
+        "Export with",
+    ]
     rows = [_network(contents, row) for row in contents.rows] + [_twin(contents, row) for row in contents.twins]
     rows += [_baseline_row(contents, b) for b in (contents.verification.baselines if contents.verification else [])]
     clock = contents.verification.clock if contents.verification else "wall"
@@ -170,6 +179,8 @@ def _networks(contents: Contents) -> str:
         "ONNX proof: largest difference of a logit to torch relative to the largest logit,",
         "and share of test images with the same class.",
     ]
+    if _has_energy(contents):
+        notes.append("Energy is that of a run, idle power included: promised by the table's model, then counted.")
     if contents.twins:
         notes.append("INT8 twins were promised nothing; those that a network or a twin beats in both values are dominated.")
     timed = contents.verification.timed if contents.verification else []
@@ -194,6 +205,7 @@ def _network(contents: Contents, row: Row) -> list[str]:
         cells += [NONE, NONE]
     else:
         cells += [three_digits(verified.latency_ms), signed(values["latency"] / verified.latency_ms - 1)]
+    cells += _energy(contents, values.get("energy"), verified)
     cells += [count(values["macs"]), count(values["params"]), count(values["size"], "B"), proof]
     broken = "; ".join(verified.broken).replace("<=", "≤").replace(">=", "≥") if verified else ""
     kept = (
@@ -214,6 +226,7 @@ def _twin(contents: Contents, row: Row) -> list[str]:
     button = f'<button type="button" class="pick" data-id="{text(row.id)}">{text(row.id)}</button>'
     cells = [button, NONE, *_measured(found), NONE, three_digits(found.latency_ms), NONE]
     values = row.point.values
+    cells += _energy(contents, None, found)
     kept = f"{len(made.kept)} layers in float" if made.kept else "all layers INT8"
     cells += [count(values["macs"]), count(values["params"]), count(made.bytes, "B"), kept]
     state = '<span class="bad">✗ outside</span>' if found.broken else _standing(contents, row)
@@ -233,13 +246,25 @@ def _measured(verified: Any) -> list[str]:
     return [f"{100 * verified.accuracy:.1f}", f"{100 * verified.accuracy_low:.1f} to {100 * verified.accuracy_high:.1f}"]
 
 
+def _has_energy(contents: Contents) -> bool:
+    return any("energy" in row.point.values for row in contents.rows)
+
+
+def _energy(contents: Contents, promised: float | None, verified: Any) -> list[str]:
+    """A cell where the front has energies: promised, then verified, in mJ."""
+    if not _has_energy(contents):
+        return []
+    known = [promised, verified.energy_j if verified is not None else None]
+    return [" / ".join(NONE if value is None else three_digits(1e3 * value) for value in known)]
+
+
 def _baseline_row(contents: Contents, baseline: Any) -> list[str]:
     known = {b.name: b for b in contents.baselines}.get(baseline.id)
     made = text(known.source) if known and known.source else NONE
     if known and known.images is not None and known.seconds is not None:
         made = f"{known.images:,} images in {known.seconds:,.0f} s of training"
     cells = [text(baseline_name(baseline.id)), NONE, *_measured(baseline), NONE, three_digits(baseline.latency_ms)]
-    return [*cells, *[NONE] * 6, text(made)]
+    return [*cells, NONE, *_energy(contents, None, baseline), *[NONE] * 5, text(made)]
 
 
 # ---- how far to trust it ------------------------------------------------------------------------------------

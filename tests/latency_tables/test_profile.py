@@ -90,6 +90,9 @@ class FakeDevice:
         loaders = [lambda candidate=c: self.load(candidate.model()).run for c in candidates]
         return measure(loaders, rng=rng, plan=plan, clock=self.clock, progress=progress)
 
+    def energy(self, model: onnx.ModelProto | bytes, run_ms: float) -> None:
+        """Nothing counts it."""
+
     def load(self, model: onnx.ModelProto | bytes) -> FakeRunner:
         assert isinstance(model, onnx.ModelProto)
         text = next((p.value for p in model.metadata_props if p.key == "layers"), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,12 +130,23 @@ def test_picks(demo: DemoResult, pick: str) -> None:
 
 def test_every_device_of_a_search_can_verify(finished: Path) -> None:
     devices = ["onnxruntime-cpu", "simulated"]
-    slowest = nas.profile(nas.Run.open(finished).space, device="simulated", out=finished).slowest()[0]
+    table = nas.profile(nas.Run.open(finished).space, device="simulated", out=finished)
+    slowest, cost = table.slowest()[0], table.energy_cost()
+    assert cost is not None
+    most = 0.8 * cost.maximum(len(table.space.genes))[0]
     options = {"samples": 24, "points": 3, "generations": 5, "predictor": "ridge", "force": True}
-    front = nas.search(finished, device=devices, limits={"latency@simulated": slowest}, **options)
+    front = nas.search(finished, device=devices, limits={"latency@simulated": slowest, "energy@simulated": most}, **options)
+    assert not any("energy" in point.values for point in front)  # nothing counts it on the other one
     nas.export(finished)
     there = nas.verify(finished, device="simulated")
     for point, network in zip(front, there.networks, strict=True):
         assert network.promised["latency"] == point.values["latency@simulated"]
         assert network.latency_ms == pytest.approx(point.values["latency@simulated"], rel=0.05)
         assert not network.broken
+        assert network.promised["energy"] == point.values["energy@simulated"] <= most
+        assert network.energy_j == pytest.approx(network.promised["energy"], rel=0.15)
+    tight = replace(front, limits={"energy@simulated": min(point.values["energy@simulated"] for point in front) / 2})
+    tight.save(nas.Run.open(finished).path / "front.json")
+    broken = nas.verify(finished, device="simulated")
+    assert all("energy" in text for network in broken.networks for text in network.broken)
+    assert not broken.passed

@@ -97,7 +97,8 @@ def test_names_of_devices(tables: dict[str, nas.LatencyTable]) -> None:
     [
         ({"latency@pixel": "1ms"}, None, "'pixel' is not among the devices"),
         ({"params@phone": "1M"}, None, "params@phone"),
-        ({"energy": 3}, None, "unknown objective 'energy'"),
+        ({"energy": "3mJ"}, None, "nobody measured energy"),
+        ({"volume": 3}, None, "unknown objective 'volume'"),
         ({"latency": "5,ms"}, None, "limit latency="),
         ({}, ("accuracy",), "objectives"),
         ({}, ("latency", "latency@desk"), "objectives"),
