@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
-from scipy.stats import spearmanr
 
 from search_spaces.costs import Cost, Factor
 from search_spaces.records import record
@@ -156,6 +154,9 @@ def fit_energy(ms: Array, macs: Array, counted: Array, held_out: NDArray[np.bool
     fit, joules = ~held_out, counted.mean(axis=1)
     if fit.sum() < 3 or held_out.sum() < 2:
         return None
+    from scipy.optimize import nnls  # half a second; only where a table is made
+    from scipy.stats import spearmanr
+
     terms = np.column_stack([1e-3 * ms, macs, np.ones(len(ms))])
     scale = terms.max(axis=0)
     found = nnls((terms / scale / joules[:, None])[fit], np.ones(int(fit.sum())))[0] / scale
