@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STORED", "import_kit", "import_table", "make_kit", "planned_profile", "stored_table", "table_path", "writer_of"]
 
-GUESSED_MACS = 5e9  # a second
+GUESSED_MACS = 2e10  # a second
 LOAD_S = 0.01  # of a model
 STORED = "table://"  # a device that is only a table
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -84,7 +85,7 @@ class Planned:
         layers: distinct layers that would be measured; ``known`` of the space's are in the table already.
         interpolated: layers that would stand between measured sizes.
         networks: whole networks, each measured twice.
-        minutes: a rough guess, for a processor that does five billion multiply-accumulates a second.
+        minutes: a rough guess, for a processor that does twenty billion multiply-accumulates a second.
     """
 
     device: str
@@ -110,7 +111,7 @@ def planned_profile(
         UserError: an unknown device, or a table of another device or machine at ``out``.
     """
     from latency_tables import Amount, LatencyTable, Plan, open_device
-    from latency_tables.profiling import measured_part
+    from latency_tables.profiling import CHUNK_NETWORKS, WHOLE_SECONDS, measured_part
 
     opened, amount, plan = open_device(device), Amount(), Plan()
     path, known = table_path(out, opened.name), set[str]()
@@ -121,10 +122,15 @@ def planned_profile(
     wanted = measured_part(space, resolutions).layers() if like is None else []
     missing = [layer for layer in wanted if layer.key not in known]
     networks = (amount.networks if networks is None else networks) + amount.held_out
-    work = [(1 + 3 * (layer.in_shape == layer.out_shape)) * layer.macs for layer in missing]
-    work += [space.macs(space.largest)] * networks  # measured twice, on average half the largest
-    per_run = [max(plan.sample_ms * 1e-3, macs / GUESSED_MACS) for macs in work]
-    seconds = sum(plan.rounds * 2 * s for s in per_run) + LOAD_S * len(work)
+
+    def lasting(macs: Sequence[int]) -> float:
+        return sum(plan.rounds * 2 * max(plan.sample_ms * 1e-3, m / GUESSED_MACS) for m in macs)
+
+    layers = lasting([(1 + 3 * (layer.in_shape == layer.out_shape)) * layer.macs for layer in missing])
+    wholes = lasting([space.macs(space.largest)] * networks)  # measured twice, on average half the largest
+    seconds = (
+        layers + max(wholes, 2 * math.ceil(networks / CHUNK_NETWORKS) * WHOLE_SECONDS) + LOAD_S * (len(missing) + networks)
+    )
     interpolated = len(space.layers()) - len(wanted) if resolutions and like is None else 0
     return Planned(opened.name, len(missing), len(wanted) - len(missing), interpolated, networks, opened.batch * seconds / 60)
 

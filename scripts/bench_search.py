@@ -1,6 +1,7 @@
 """Share of the true hypervolume that search strategies reach against evaluations, on tabulated problems.
 
     python scripts/bench_search.py --data PATH --seeds 10 --strategies default linas random --problems all
+    python scripts/bench_search.py --data PATH --ceiling --problems nb201/cifar100/help_pixel3
     python scripts/bench_search.py --speed
 
 Problems (files of PATH): NASBench-201 accuracy against the latency of a device (``nb201/cifar100/help_pixel3``, any data
@@ -10,14 +11,16 @@ MACs (``attentive/macs``). The hypervolume of a table is the published one of ``
 at accuracy 0 and the greatest cost of the table. Cells without a path to the output are no part of that table; a search
 can propose them, they cost an evaluation and answer with accuracy 0 and their latency. ``--noise`` adds normal noise to
 measured accuracies, in per cent; ``--proxy`` (NASBench-201) measures 12-epoch validation accuracies instead; shares are
-always of the true values. Prints mean and smallest share over seeds. ``--speed`` needs no data: candidates a second of a
-search on predictions (ridge and MLP predictors, additive latency, OFA MobileNetV3, population 1,000, one process), and the
-CPU seconds of a proposal of the default strategy at 1,000 evaluations.
+always of the true values. Prints mean and smallest share over seeds. ``--ceiling`` (NASBench-201) asks what there is to
+reach: a search whose model of every network has learnt from all other rows of the table. ``--speed`` needs no data:
+candidates a second of a search on predictions (ridge and MLP predictors, additive latency, OFA MobileNetV3, population
+1,000, one process), and the CPU seconds of a proposal of the default strategy at 1,000 evaluations.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -234,6 +237,73 @@ def make(name: str, data: Path, proxy: bool = False) -> Problem:
     return macro(data, rest) if family == "macro" else attentive(data)
 
 
+# ---- what there is to reach -----------------------------------------------------------------------------------------
+
+INTERACTIONS = {1: 1.0, 2: 0.7, 3: 0.4}  # of so many genes, and their scale
+PENALTIES = (0.1, 1.0, 10.0)
+ALIKE = 20  # groups of predicted values, each with a spread of its own
+CEILING_DRAWS = 32
+
+
+def interactions(choices: np.ndarray) -> np.ndarray:
+    """Indicators of every combination of options of up to three genes, (N, features), of option indices (N, genes)."""
+    columns = []
+    for size, scale in INTERACTIONS.items():
+        for genes in itertools.combinations(range(choices.shape[1]), size):
+            _, state = np.unique(choices[:, genes], axis=0, return_inverse=True)
+            columns.append(scale * np.eye(state.max() + 1, dtype=np.float32)[state.ravel()])
+    return np.concatenate(columns, axis=1)
+
+
+def left_out(features: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction of each value by a ridge regression on all others, exactly, and the spread of errors, (N,) each."""
+    gram, centred, found = (features.T @ features).astype(float), values - values.mean(), []
+    for penalty in PENALTIES:
+        inverse = np.linalg.inv(gram + penalty * np.eye(len(gram)))
+        error = centred - features @ (inverse @ (features.T @ centred))
+        error /= 1 - np.einsum("ij,ij->i", features @ inverse.astype(np.float32), features)
+        found.append((float(np.mean(error**2)), error))
+    error = min(found, key=lambda one: one[0])[1]
+    guess = values - error
+    group = np.argsort(np.argsort(guess)) * ALIKE // len(guess)
+    return guess, np.array([error[group == g].std() for g in range(ALIKE)])[group]
+
+
+def single_gains(accuracy: np.ndarray, cost: np.ndarray, front: np.ndarray, worst: tuple[float, float]) -> np.ndarray:
+    """Hypervolume that each point would add alone to a front (points, 2) of accuracy and cost, the cheapest first."""
+    starts, floors = np.append(-np.inf, front[:, 1]), np.append(worst[0], front[:, 0])
+    ends = np.append(front[:, 1], worst[1])
+    gain = np.zeros(accuracy.shape)
+    for start, end, floor in zip(starts, ends, floors, strict=True):
+        gain += np.clip(accuracy - floor, 0, None) * np.clip(end - np.maximum(cost, start), 0, None)
+    return gain
+
+
+def ceiling(problem: Problem, budgets: list[int], batch: int, seed: int) -> list[float]:
+    """Shares of a search whose models of each network have learnt from all other networks of the table."""
+    sizes = [len(gene.options) for gene in problem.space.genes]
+    choices = np.stack(np.unravel_index(np.arange(np.prod(sizes)), sizes), axis=1)
+    values = problem.truth(problem.space.from_array(choices))
+    use = values["accuracy"] > 0
+    accuracy, cost, features = values["accuracy"][use], values["cost"][use], interactions(choices[use])
+    (missing, missing_spread), (costly, costly_spread) = (left_out(features, np.log(v)) for v in (101 - accuracy, cost))
+    rng = np.random.default_rng(seed)
+    seen = np.zeros(len(cost), dtype=bool)
+    seen[rng.permutation(len(cost))[:batch]] = True
+    shares: list[float] = []
+    while len(shares) < len(budgets):
+        if seen.sum() >= budgets[len(shares)]:
+            shares.append(area(accuracy[seen], cost[seen], problem.worst) / problem.hypervolume)
+            continue
+        front = np.array(sorted(zip(cost[seen], -accuracy[seen], strict=True)))[:, ::-1] * [-1, 1]
+        front = front[np.append(True, front[1:, 0] > np.maximum.accumulate(front[:, 0])[:-1])]
+        new = np.flatnonzero(~seen)
+        noise = rng.standard_normal((2, CEILING_DRAWS, len(new)))
+        drawn = 101 - np.exp(missing[new] + missing_spread[new] * noise[0]), np.exp(costly[new] + costly_spread[new] * noise[1])
+        seen[new[np.argsort(-single_gains(*drawn, front, problem.worst).mean(axis=0))[:batch]]] = True
+    return shares
+
+
 # ---- speed ----------------------------------------------------------------------------------------------------------
 
 
@@ -310,6 +380,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the tables")
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--ceiling", action="store_true")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--strategies", nargs="+", default=["default", "linas", "nsga2", "random"])
@@ -329,8 +400,11 @@ def main() -> None:
     for name in names:
         problem = make(name, options.data, options.proxy)
         budgets = options.budgets or ([100, 200, 500] if name.startswith("attentive") else [60, 100, 150, 400])
-        for strategy in options.strategies:
-            runs = [run(problem, strategy, seed, budgets, options.batch, options.noise) for seed in seeds]
+        for strategy in ["ceiling"] if options.ceiling else options.strategies:
+            if options.ceiling:
+                runs = [(ceiling(problem, budgets, options.batch, seed), 0.0) for seed in seeds]
+            else:
+                runs = [run(problem, strategy, seed, budgets, options.batch, options.noise) for seed in seeds]
             seconds = statistics.median(s for _, s in runs)
             for column, budget in enumerate(budgets):
                 shares = [s[column] for s, _ in runs]
