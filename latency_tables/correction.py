@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 
 from search_spaces.layers import Layer
 
-__all__ = ["FEATURES", "LEARNT", "Correction", "Errors", "Quality", "errors", "fit_baseline", "fit_correction", "fit_learnt"]
+__all__ = [
+    "FEATURES",
+    "LEARNT",
+    "Correction",
+    "Errors",
+    "Quality",
+    "errors",
+    "fit_baseline",
+    "fit_correction",
+    "fit_learnt",
+    "rank_correlation",
+]
 
 Array = NDArray[np.float64]
 
@@ -288,11 +299,12 @@ def errors(estimated_ms: Array, measured_ms: Array) -> Errors:
         bias=float(relative.mean()),
         within_5_percent=float((size <= 0.05).mean()),
         within_10_percent=float((size <= 0.10).mean()),
-        spearman=_spearman(estimated_ms, measured_ms),
+        spearman=rank_correlation(estimated_ms, measured_ms),
     )
 
 
-def _spearman(first: Array, second: Array) -> float | None:
+def rank_correlation(first: Array, second: Array) -> float | None:
+    """Spearman's; None where it is not defined: fewer than three pairs, or a side that does not vary."""
     if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     from scipy.stats import spearmanr  # half a second; only where a table is made

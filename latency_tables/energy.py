@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latency_tables.correction import rank_correlation
 from search_spaces.costs import Cost, Factor
 from search_spaces.records import record
 
@@ -155,13 +156,11 @@ def fit_energy(ms: Array, macs: Array, counted: Array, held_out: NDArray[np.bool
     if fit.sum() < 3 or held_out.sum() < 2:
         return None
     from scipy.optimize import nnls  # half a second; only where a table is made
-    from scipy.stats import spearmanr
 
     terms = np.column_stack([1e-3 * ms, macs, np.ones(len(ms))])
     scale = terms.max(axis=0)
     found = nnls((terms / scale / joules[:, None])[fit], np.ones(int(fit.sum())))[0] / scale
     guess, truth = (terms @ found)[held_out], joules[held_out]
-    rank = float(spearmanr(guess, truth).statistic) if np.ptp(guess) and np.ptp(truth) else float("nan")
     first, second = counted[held_out].T
     watts, per_mac, constant = (float(term) for term in found)
     return EnergyModel(
@@ -172,6 +171,6 @@ def fit_energy(ms: Array, macs: Array, counted: Array, held_out: NDArray[np.bool
         fitted_on=int(fit.sum()),
         networks=int(held_out.sum()),
         error=float(np.median(np.abs(guess / truth - 1))),
-        spearman=None if np.isnan(rank) else rank,
+        spearman=rank_correlation(guess, truth),
         noise=float(np.median(np.abs(second / first - 1))),
     )

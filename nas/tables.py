@@ -128,9 +128,8 @@ def planned_profile(
 
     layers = lasting([(1 + 3 * (layer.in_shape == layer.out_shape)) * layer.macs for layer in missing])
     wholes = lasting([space.macs(space.largest)] * networks)  # measured twice, on average half the largest
-    seconds = (
-        layers + max(wholes, 2 * math.ceil(networks / CHUNK_NETWORKS) * WHOLE_SECONDS) + LOAD_S * (len(missing) + networks)
-    )
+    wholes = max(wholes, 2 * math.ceil(networks / CHUNK_NETWORKS) * WHOLE_SECONDS)
+    seconds = layers + wholes + LOAD_S * (len(missing) + networks)
     interpolated = len(space.layers()) - len(wanted) if resolutions and like is None else 0
     return Planned(opened.name, len(missing), len(wanted) - len(missing), interpolated, networks, opened.batch * seconds / 60)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
+from latency_tables.correction import rank_correlation
 from nas.pareto import non_dominated
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.records import reading, record
@@ -128,12 +128,11 @@ class Verification:
         promised = np.array([n.promised["latency"] for n in self.networks])
         measured = np.array([n.latency_ms for n in self.networks])
         error = np.abs(promised - measured) / measured
-        spearman = float(spearmanr(promised, measured).statistic) if len(measured) > 2 else None
         return {
             "networks": len(self.networks),
             "latency_span": float(measured.max() / measured.min()),
             "latency_median_error": float(np.median(error)),
-            "latency_spearman": None if spearman is None or np.isnan(spearman) else spearman,
+            "latency_spearman": rank_correlation(promised, measured),
             "best_accuracy": max(n.accuracy for n in self.networks),
             "accuracy_bias": float(np.mean([n.promised["accuracy"] - n.accuracy for n in self.networks])),
             "winners_curse": None if self.excess is None else asdict(self.excess),

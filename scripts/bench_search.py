@@ -1,7 +1,7 @@
 """Share of the true hypervolume that search strategies reach against evaluations, on tabulated problems.
 
     python scripts/bench_search.py --data PATH --seeds 10 --strategies default linas random --problems all
-    python scripts/bench_search.py --data PATH --ceiling --problems nb201/cifar100/help_pixel3
+    python scripts/bench_search.py --data PATH --strategies ceiling --seeds 2 --problems nb201/cifar100/help_pixel3
     python scripts/bench_search.py --speed
 
 Problems (files of PATH): NASBench-201 accuracy against the latency of a device (``nb201/cifar100/help_pixel3``, any data
@@ -11,9 +11,9 @@ MACs (``attentive/macs``). The hypervolume of a table is the published one of ``
 at accuracy 0 and the greatest cost of the table. Cells without a path to the output are no part of that table; a search
 can propose them, they cost an evaluation and answer with accuracy 0 and their latency. ``--noise`` adds normal noise to
 measured accuracies, in per cent; ``--proxy`` (NASBench-201) measures 12-epoch validation accuracies instead; shares are
-always of the true values. Prints mean and smallest share over seeds. ``--ceiling`` (NASBench-201) asks what there is to
-reach: a search whose model of every network has learnt from all other rows of the table. ``--speed`` needs no data:
-candidates a second of a search on predictions (ridge and MLP predictors, additive latency, OFA MobileNetV3, population
+always of the true values. Prints mean and smallest share over seeds. The strategy ``ceiling`` (NASBench-201 latencies) asks
+what there is to reach: a search whose model of every network has learnt from all other rows of the table. ``--speed`` needs no
+data: candidates a second of a search on predictions (ridge and MLP predictors, additive latency, OFA MobileNetV3, population
 1,000, one process), and the CPU seconds of a proposal of the default strategy at 1,000 evaluations.
 """
 
@@ -25,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,24 @@ class Problem:
     worst: tuple[float, float]  # accuracy, cost of the reference point
     hypervolume: float
 
+    def shares(self, accuracy: np.ndarray, cost: np.ndarray, budgets: list[int]) -> list[float]:
+        """Of the hypervolume, after so many evaluations; true values in the order of evaluation."""
+        return [area(accuracy[:n], cost[:n], self.worst) / self.hypervolume for n in budgets]
+
+
+def staircase(accuracy: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Indices of the front in two objectives, the cheapest first."""
+    order = np.lexsort((-accuracy, cost))
+    best = np.maximum.accumulate(accuracy[order])
+    return order[np.diff(best, prepend=-np.inf) > 0]
+
 
 def area(accuracy: np.ndarray, cost: np.ndarray, worst: tuple[float, float]) -> float:
     """Hypervolume of points in two objectives."""
     inside = (accuracy > worst[0]) & (cost < worst[1])
-    order = np.lexsort((-accuracy[inside], cost[inside]))
-    reached, total = worst[0], 0.0
-    for a, c in zip(accuracy[inside][order], cost[inside][order], strict=True):
-        if a > reached:
-            total += (a - reached) * (worst[1] - c)
-            reached = a
-    return float(total)
+    accuracy, cost = accuracy[inside], cost[inside]
+    front = staircase(accuracy, cost)
+    return float(np.diff(accuracy[front], prepend=worst[0]) @ (worst[1] - cost[front]))
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -269,39 +277,40 @@ def left_out(features: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.n
     return guess, np.array([error[group == g].std() for g in range(ALIKE)])[group]
 
 
-def single_gains(accuracy: np.ndarray, cost: np.ndarray, front: np.ndarray, worst: tuple[float, float]) -> np.ndarray:
-    """Hypervolume that each point would add alone to a front (points, 2) of accuracy and cost, the cheapest first."""
-    starts, floors = np.append(-np.inf, front[:, 1]), np.append(worst[0], front[:, 0])
-    ends = np.append(front[:, 1], worst[1])
+def single_gains(
+    accuracy: np.ndarray, cost: np.ndarray, front: tuple[np.ndarray, np.ndarray], worst: tuple[float, float]
+) -> np.ndarray:
+    """Hypervolume that each point would add alone to a front of accuracies and costs, the cheapest first."""
+    floors, starts, ends = np.append(worst[0], front[0]), np.append(-np.inf, front[1]), np.append(front[1], worst[1])
     gain = np.zeros(accuracy.shape)
-    for start, end, floor in zip(starts, ends, floors, strict=True):
+    for floor, start, end in zip(floors, starts, ends, strict=True):
         gain += np.clip(accuracy - floor, 0, None) * np.clip(end - np.maximum(cost, start), 0, None)
     return gain
 
 
-def ceiling(problem: Problem, budgets: list[int], batch: int, seed: int) -> list[float]:
-    """Shares of a search whose models of each network have learnt from all other networks of the table."""
+def ceiling(problem: Problem, budgets: list[int], batch: int) -> Callable[[int], tuple[list[float], float]]:
+    """A search whose models of each network have learnt from all other networks of the table."""
     sizes = [len(gene.options) for gene in problem.space.genes]
     choices = np.stack(np.unravel_index(np.arange(np.prod(sizes)), sizes), axis=1)
     values = problem.truth(problem.space.from_array(choices))
     use = values["accuracy"] > 0
     accuracy, cost, features = values["accuracy"][use], values["cost"][use], interactions(choices[use])
     (missing, missing_spread), (costly, costly_spread) = (left_out(features, np.log(v)) for v in (101 - accuracy, cost))
-    rng = np.random.default_rng(seed)
-    seen = np.zeros(len(cost), dtype=bool)
-    seen[rng.permutation(len(cost))[:batch]] = True
-    shares: list[float] = []
-    while len(shares) < len(budgets):
-        if seen.sum() >= budgets[len(shares)]:
-            shares.append(area(accuracy[seen], cost[seen], problem.worst) / problem.hypervolume)
-            continue
-        front = np.array(sorted(zip(cost[seen], -accuracy[seen], strict=True)))[:, ::-1] * [-1, 1]
-        front = front[np.append(True, front[1:, 0] > np.maximum.accumulate(front[:, 0])[:-1])]
-        new = np.flatnonzero(~seen)
-        noise = rng.standard_normal((2, CEILING_DRAWS, len(new)))
-        drawn = 101 - np.exp(missing[new] + missing_spread[new] * noise[0]), np.exp(costly[new] + costly_spread[new] * noise[1])
-        seen[new[np.argsort(-single_gains(*drawn, front, problem.worst).mean(axis=0))[:batch]]] = True
-    return shares
+
+    def trial(seed: int) -> tuple[list[float], float]:
+        began, rng = time.perf_counter(), np.random.default_rng(seed)
+        found = rng.permutation(len(cost))[:batch]
+        while len(found) < max(budgets):
+            front = found[staircase(accuracy[found], cost[found])]
+            new = np.delete(np.arange(len(cost)), found)
+            noise = rng.standard_normal((2, CEILING_DRAWS, len(new)))
+            drawn_accuracy = 101 - np.exp(missing[new] + missing_spread[new] * noise[0])
+            drawn_cost = np.exp(costly[new] + costly_spread[new] * noise[1])
+            gains = single_gains(drawn_accuracy, drawn_cost, (accuracy[front], cost[front]), problem.worst)
+            found = np.append(found, new[np.argsort(-gains.mean(axis=0))[:batch]])
+        return problem.shares(accuracy[found], cost[found], budgets), time.perf_counter() - began
+
+    return trial
 
 
 # ---- speed ----------------------------------------------------------------------------------------------------------
@@ -345,7 +354,7 @@ def speed() -> None:
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
-def run(problem: Problem, strategy: str, seed: int, budgets: list[int], batch: int, noise: float) -> tuple[list[float], float]:
+def run(problem: Problem, strategy: str, budgets: list[int], batch: int, noise: float, seed: int) -> tuple[list[float], float]:
     """Shares at the budgets, and the seconds spent outside of evaluations for each of them."""
     rng = np.random.default_rng([seed, 99])
     spent = 0.0
@@ -371,8 +380,7 @@ def run(problem: Problem, strategy: str, seed: int, budgets: list[int], batch: i
     )
     seconds = time.perf_counter() - began - spent
     true = problem.truth(list(result.trials["architecture"]))
-    shares = [area(true["accuracy"][:n], true["cost"][:n], problem.worst) / problem.hypervolume for n in budgets]
-    return shares, seconds
+    return problem.shares(true["accuracy"], true["cost"], budgets), seconds
 
 
 def main() -> None:
@@ -380,7 +388,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the tables")
     parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--ceiling", action="store_true")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--strategies", nargs="+", default=["default", "linas", "nsga2", "random"])
@@ -395,16 +402,19 @@ def main() -> None:
     if options.data is None:
         parser.error("--data PATH is needed")
     names = DEFAULT_PROBLEMS if options.problems == ["all"] else options.problems
+    if "ceiling" in options.strategies and not all("/help_" in name for name in names):
+        parser.error("ceiling learns accuracy and latency of a table: only problems like nb201/cifar100/help_pixel3")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     print(f"{'problem':28} {'strategy':12} {'evaluations':>11} {'mean':>8} {'least':>8}   own seconds a run")
     for name in names:
         problem = make(name, options.data, options.proxy)
         budgets = options.budgets or ([100, 200, 500] if name.startswith("attentive") else [60, 100, 150, 400])
-        for strategy in ["ceiling"] if options.ceiling else options.strategies:
-            if options.ceiling:
-                runs = [(ceiling(problem, budgets, options.batch, seed), 0.0) for seed in seeds]
+        for strategy in options.strategies:
+            if strategy == "ceiling":
+                trial = ceiling(problem, budgets, options.batch)
             else:
-                runs = [run(problem, strategy, seed, budgets, options.batch, options.noise) for seed in seeds]
+                trial = partial(run, problem, strategy, budgets, options.batch, options.noise)
+            runs = [trial(seed) for seed in seeds]
             seconds = statistics.median(s for _, s in runs)
             for column, budget in enumerate(budgets):
                 shares = [s[column] for s, _ in runs]
