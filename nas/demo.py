@@ -79,8 +79,6 @@ class DemoResult:
         """What was found, in words."""
         summary = self.verification.summary()
         alone = self.verification.baselines[0]
-        spearman = summary["latency_spearman"]
-        rank = "" if spearman is None else f", Spearman {spearman:.3f}"
         return [
             f"front       {summary['networks']} networks, {summary['latency_span']:.1f}x apart in measured latency",
             f"accuracy    best verified {summary['best_accuracy']:.1%} (supernet and fine-tuning on {self.supernet_images} + "
@@ -88,7 +86,7 @@ class DemoResult:
             f"on {alone.images} test images",
             f"limit       kept by {summary['networks'] - summary['broken_limits']} of {summary['networks']} networks "
             f"on the device's clock",
-            f"latency     promised against measured: median error {summary['latency_median_error']:.1%}{rank}",
+            f"latency     promised against measured: {self.verification.latency_in_words()}",
             f"ONNX        {self.exports['proven']} of {self.exports['networks']} files proven{self._differences()}",
             f"report      {self.report}",
         ]

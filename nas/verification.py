@@ -25,6 +25,7 @@ VERIFIED_VERSION = 2  # version 1 had neither INT8 twins nor files that were onl
 NORMAL_95 = 1.96
 TIMES = (1e-9, 1e12)  # ms: shorter or longer ones no clock has measured
 ROUNDING = 1e-9  # of bounds: those of 0 and 1 are not exact
+FEW = 3  # of fewer networks nobody can tell a device that is slower today from promises that are wrong
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,14 @@ class Verification:
         """Promised against verified over all networks: figures for people and for the report."""
         promised = np.array([n.promised["latency"] for n in self.networks])
         measured = np.array([n.latency_ms for n in self.networks])
-        error = np.abs(promised - measured) / measured
+        ratios = measured / promised
+        level = float(np.median(ratios)) if len(ratios) >= FEW else None
         return {
             "networks": len(self.networks),
             "latency_span": float(measured.max() / measured.min()),
-            "latency_median_error": float(np.median(error)),
+            "latency_median_error": float(np.median(np.abs(1 / ratios - 1))),
+            "latency_level": level,
+            "latency_error_beside_level": None if level is None else float(np.median(np.abs(level / ratios - 1))),
             "latency_spearman": rank_correlation(promised, measured),
             "best_accuracy": max(n.accuracy for n in self.networks),
             "accuracy_bias": float(np.mean([n.promised["accuracy"] - n.accuracy for n in self.networks])),
@@ -140,6 +144,17 @@ class Verification:
             "verified_front": sorted(self.front()),
             "int8": self.gains(),
         }
+
+    def latency_in_words(self) -> str:
+        """How promised and measured latency differ, and how much of that is the device's own speed on the two occasions."""
+        found = self.summary()
+        words = f"median error {found['latency_median_error']:.1%}"
+        if found["latency_spearman"] is not None:
+            words += f", Spearman {found['latency_spearman']:.3f}"
+        if found["latency_level"] is not None:
+            words += f"; the device took {found['latency_level']:.2f} of the promised times throughout, "
+            words += f"beside that the error is {found['latency_error_beside_level']:.1%}"
+        return words
 
     def gains(self) -> dict[str, float] | None:
         """INT8 against float over the networks that have both: median latency ratio, mean accuracy lost."""

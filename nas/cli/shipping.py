@@ -185,7 +185,7 @@ def show_verification(result: Any) -> None:
 
 
 def _conclusions(result: Any) -> list[str]:
-    lines = []
+    lines = [f"latency: promised against measured: {result.latency_in_words()}"]
     if result.excess is not None:
         excess = result.excess
         lines.append(

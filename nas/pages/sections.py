@@ -75,11 +75,9 @@ def _checked(contents: Contents) -> list[str]:
     if alone is not None:
         points = 100 * (found["best_accuracy"] - alone.accuracy)
         beside = f"; the largest network trained alone reaches {percent(alone.accuracy)} ({points:+.1f} points)"
-    rank = found["latency_spearman"]
-    order = "" if rank is None else f", rank correlation {rank:.3f}"
     lines = [
         f"Best verified accuracy <strong>{percent(found['best_accuracy'])}</strong> on {images:,} test images{beside}.",
-        f"Latency, promised against verified: median error <strong>{percent(found['latency_median_error'])}</strong>{order}.",
+        f"Latency, promised against verified: {contents.verification.latency_in_words()}.",
     ]
     return lines + _excess(contents.verification) + _int8(contents.verification)
 

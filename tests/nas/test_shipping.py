@@ -38,6 +38,21 @@ def verified(run: str, accuracy: float, latency: float, **more: object) -> Verif
     return Verified(run, fields.pop("promised"), accuracy, 0.0, 1.0, 100, latency, latency, latency, **fields)  # type: ignore[arg-type]
 
 
+def test_a_device_that_is_faster_today_is_told_from_promises_that_are_wrong() -> None:
+    def words(*measured: float) -> str:
+        promised = [0.1, 0.2, 0.4, 0.8][: len(measured)]
+        rows = [
+            verified(f"a{index}", 0.9, latency, promised={"accuracy": 0.9, "latency": ms})
+            for index, (ms, latency) in enumerate(zip(promised, measured, strict=True))
+        ]
+        return Verification("here", "wall", rows, []).latency_in_words()
+
+    took = "the device took {:.2f} of the promised times throughout, beside that the error is {:.1%}"
+    assert words(0.08, 0.16, 0.32, 0.64) == f"median error 25.0%, Spearman 1.000; {took.format(0.8, 0)}"
+    assert words(0.05, 0.2, 0.4, 1.6).endswith(took.format(1, 0.25))
+    assert words(0.08, 0.16) == "median error 25.0%"  # two networks: nobody can tell
+
+
 def test_an_int8_twin_is_int8_and_keeps_the_metadata(shipped: Path) -> None:
     front = nas.ParetoFront.load(shipped / "front.json")
     arch_id = front.pick("fastest").arch.id
