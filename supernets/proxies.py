@@ -20,6 +20,7 @@ from search_spaces.errors import UserError, unknown_name
 
 __all__ = ["PROXIES", "proxy_scores"]
 
+# A proxy leaves the network as it is, but for running statistics, which nothing here looks at before it has set them.
 Proxy = Callable[[nn.Module, Tensor, Tensor, torch.Generator], float]
 Hook = Callable[[nn.Module, Tensor, Tensor], Tensor | None]
 
@@ -53,8 +54,7 @@ def proxy_scores(
     found = dict.fromkeys(chosen, 0.0)
     for images, labels in batches:
         for name in chosen:
-            # A copy each: some of them change the weights, and all of them the running statistics.
-            found[name] += PROXIES[name](copy.deepcopy(fresh), images, labels, generator) / len(batches)
+            found[name] += PROXIES[name](fresh, images, labels, generator) / len(batches)
     return found
 
 
@@ -138,7 +138,7 @@ def _grasp(network: nn.Module, images: Tensor, labels: Tensor, _: torch.Generato
 
     The product is a central difference of gradients in double precision: not every operation has second derivatives.
     """
-    network.double()
+    network = copy.deepcopy(network).double()
     weights, examples = _weights(network), images.double()
     gradients = _gradients(network, examples, labels, of=weights)
     step = GRASP_STEP / max(1e-30, float(torch.stack([g.norm() for g in gradients]).norm()))
@@ -183,11 +183,11 @@ def _fisher(network: nn.Module, images: Tensor, labels: Tensor, _: torch.Generat
 
 def _synflow(network: nn.Module, images: Tensor, _labels: Tensor, _: torch.Generator) -> float:
     """Logarithm of the summed weight times derivative of the output, all weights positive (Tanaka et al. 2020)."""
+    network = copy.deepcopy(network).double()
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm):
                 setattr(parent, name, nn.Identity())
-    network.double()
     with torch.no_grad():
         for tensor in network.state_dict().values():
             tensor.abs_()
@@ -226,6 +226,7 @@ def _naswot(network: nn.Module, images: Tensor, _labels: Tensor, _: torch.Genera
 
 def _zen(network: nn.Module, images: Tensor, _labels: Tensor, generator: torch.Generator) -> float:
     """How far the last feature map moves with its input, Gaussian weights, normalisation undone (Lin et al. 2021)."""
+    network = copy.deepcopy(network)
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.running_var is not None]
     for norm in norms:
         norm.momentum = 1.0  # the variance of this batch, not a running one
