@@ -81,10 +81,11 @@ class Encoded:
         with warnings.catch_warnings():
             # The last iteration of a small network, or a parameter at its bound, is an answer here, not a failure.
             warnings.simplefilter("ignore", ConvergenceWarning)
+            chosen = _tuned(self.estimator, features, values)
             for train, test in folds(len(rows)):
-                part = clone(self.estimator).fit(features[train], values[train])
+                part = clone(chosen).fit(features[train], values[train])
                 self.residuals_[test] = part.predict(features[test]) - values[test]
-            self.model_ = clone(self.estimator).fit(features, values)
+            self.model_ = chosen.fit(features, values)
         return self
 
     def mean(self, rows: Rows) -> Values:
@@ -113,6 +114,15 @@ class GaussianProcess:
 
     def predict(self, rows: Rows) -> tuple[Values, Values | None]:
         return self.process_.predict(rows)
+
+
+def _tuned(estimator: Any, features: NDArray[np.float64], values: Values) -> Any:
+    """The estimator, unfitted, with hyperparameters that all values chose: residuals are at these, as the process's are."""
+    if isinstance(estimator, GridSearchCV):
+        return clone(clone(estimator).fit(features, values).best_estimator_)
+    if isinstance(estimator, StackingRegressor):
+        return clone(estimator).set_params(**{name: _tuned(one, features, values) for name, one in estimator.estimators})
+    return clone(estimator)
 
 
 def _polynomial() -> Any:
