@@ -22,6 +22,7 @@ GENERATIONS = 40
 CANDIDATES = 600
 NEAR = 100  # evaluated networks that draws include: the best by value, and the best by prediction
 TRAINING = 1500
+MARGIN = 0.5  # from the worst values of the front to the reference point, in its spans
 
 
 class Surrogate:
@@ -170,7 +171,7 @@ class Surrogate:
         within, draws = excess <= 0, draws[:, :, task.objectives]
         low, high = _extent(draws, within)
         span = np.where(high > low, high - low, 1.0)
-        costs = (draws - (high + 0.1 * span)) / span
+        costs = (draws - (high + MARGIN * span)) / span
         # Where no gain tells candidates apart: the nearest to the limits first, then the least certain.
         order = np.lexsort((-draws[:, len(near) :].std(axis=0).sum(axis=-1), excess[:, len(near) :].mean(axis=0)))
         turned = np.concatenate([np.arange(len(near)), len(near) + order])
