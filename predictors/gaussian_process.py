@@ -21,6 +21,7 @@ Values = NDArray[np.float64]
 ITERATIONS = 60
 MOST_FOR_WEIGHTS = 300  # weights are learnt from at most so many rows; the posterior uses all
 PRIOR_WIDTH = 1.5  # of the logarithms of weights: a gene may matter some twenty times more than another one
+FARTHEST = 15.0  # of those logarithms from the prior's means: beyond it numbers overflow
 _JITTER = 1e-6
 
 
@@ -109,6 +110,7 @@ class ArchitectureProcess:
             first.flat(),
             jac=True,
             method="L-BFGS-B",
+            bounds=[(mean - FARTHEST, mean + FARTHEST) for mean in prior.flat()],
             options={"maxiter": self.iterations},
         )
         return first.like(found.x)
