@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from nas.few_shot import FewShotLatency, LatencyPredictor
     from nas.health import doctor
     from nas.measuring import Cost, measure
+    from nas.memory import keep_freed_memory
     from nas.optimizing import OptimizeResult, optimize
     from nas.pareto import ParetoFront
     from nas.plain_networks import load_network
@@ -72,6 +73,7 @@ __all__ = [
     "fused",
     "import_kit",
     "import_table",
+    "keep_freed_memory",
     "learning_curve",
     "load_data",
     "load_network",
@@ -117,6 +119,7 @@ _HOMES = {
     "elastic": "supernets",
     "evolve": "nas.evolution",
     "fused": "supernets",
+    "keep_freed_memory": "nas.memory",
     "learning_curve": "predictors",
     "import_kit": "nas.tables",
     "import_table": "nas.tables",

@@ -14,6 +14,7 @@ from functools import cache, partial
 from typing import Any
 
 from nas.archive import Archive, Claim
+from nas.memory import keep_freed_memory
 from nas.runs import Run
 from nas.scoring import validate
 from search_spaces import Architecture
@@ -211,7 +212,7 @@ def _executor(jobs: Jobs) -> Iterator[Executor]:
         yield _Here()
     else:
         # Fresh processes: a copy of one whose torch has started threads can hang.
-        pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=keep_freed_memory)
         try:
             yield pool
         finally:

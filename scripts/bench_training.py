@@ -9,10 +9,14 @@ On a GPU: --device cuda; images a second: --device cuda --parts throughput
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,13 @@ import nas
 
 CLASSES = 100
 CASES = [(32, 128), (64, 32)]  # batch, px
+MEMORY = [
+    ("step", "small-mobilenet", 32, 128),
+    ("step", "ofa-mobilenet-v3", 128, 32),
+    ("outputs", "small-mobilenet", 32, 100),
+    ("outputs", "ofa-mobilenet-v3", 128, 100),
+    ("outputs", "ofa-mobilenet-v3", 224, 100),
+]
 
 
 def sgd(parameters: Any, *, fused: bool | None = None) -> torch.optim.Optimizer:
@@ -279,7 +290,40 @@ def throughput(device: torch.device, rounds: int, _cases: Cases) -> None:
                 print(f"{what:<60}" + "".join(f"{speed:>12,.0f}" for speed in speeds), flush=True)
 
 
-USUAL = {"steps": steps, "recalibration": recalibration, "extraction": extraction, "precision": precision}
+@cache
+def prepared(kind: str, name: str, side: int, batch: int) -> Callable[[], Any]:
+    """A training step of two random subnets, or a static network's outputs of four batches."""
+    torch.set_num_threads(1)
+    space = nas.space(name, resolution=[side]) if name.startswith("ofa") else nas.space(name, image=side)
+    supernet = nas.Supernet(space, CLASSES, seed=0)
+    archs = space.sample(2, seed=2)
+    x, y = images(batch, side, torch.device("cpu"))
+    if kind == "step":
+        two = [lambda inputs, arch=arch: supernet(inputs, arch) for arch in archs]
+        return training_step(two, sgd(supernet.parameters()), x, y, None)
+    network = supernet.extract(archs[0]).eval()
+    return torch.inference_mode()(lambda: [network(x) for _ in range(4)])
+
+
+def do(*work: Any) -> None:
+    """In a process of its own, which keeps what is prepared."""
+    prepared(*work)()
+
+
+def memory(_device: torch.device, rounds: int, _cases: Cases) -> None:
+    """Processes that keep the memory they free against processes that do not; always on the CPU."""
+    for work in MEMORY:
+        with ExitStack() as stack:
+            pools = [
+                stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=started))
+                for started in (nas.keep_freed_memory, None)
+            ]
+            calls = [lambda pool=pool, work=work: pool.submit(do, *work).result() for pool in pools]
+            kind, name, side, batch = work
+            show(f"memory kept, {kind}, {name}, batch {batch}, {side} px", interleaved(calls, torch.device("cpu"), rounds))
+
+
+USUAL = {"steps": steps, "recalibration": recalibration, "extraction": extraction, "precision": precision, "memory": memory}
 PARTS = {**USUAL, "throughput": throughput}
 
 

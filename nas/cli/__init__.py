@@ -7,6 +7,7 @@ import os
 import sys
 
 from nas.cli.terminal import EXIT_INTERRUPTED, EXIT_USER, fail
+from nas.memory import keep_freed_memory
 from search_spaces.errors import UserError
 
 __all__ = ["main"]
@@ -35,6 +36,7 @@ def main() -> None:
     # Two threads that wait for each other by spinning come to a standstill beside another busy process (50 times slower);
     # a short spin costs nothing on a quiet machine. Read by the OpenMP runtime when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    keep_freed_memory()
     from nas.cli.commands import app
 
     try:
