@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from latency_tables.device import LocalDevice, Options
 from latency_tables.stopwatch import SYSTEM_CLOCK, Clock
 
-__all__ = ["TorchDevice", "open_torch"]
+__all__ = ["TorchDevice", "open_torch", "torch_threads"]
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = {"torch-cpu": ("fp32", "bf16"), "torch-cuda": ("fp32", "fp16", "bf16")}
@@ -137,7 +137,7 @@ class TorchRunner:
 
     def _eager(self) -> None:
         """One run on the fixed input."""
-        with torch.inference_mode(), _threads(self._threads):
+        with torch.inference_mode(), torch_threads(self._threads):
             self._forward(self._feed)
 
     def _captured(self) -> Callable[[], None]:
@@ -160,7 +160,7 @@ class TorchRunner:
         return output
 
 
-class _threads:
+class torch_threads:
     """torch's own number of threads for the block; setting it costs nothing where it is right already."""
 
     def __init__(self, number: int) -> None:

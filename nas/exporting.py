@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latency_tables import build_onnx
+from latency_tables.torch_devices import torch_threads
 from nas.finetuning import deployed_network, is_finetuned
 from nas.onnx_files import Format, wrapped
 from nas.pareto import Point
@@ -84,8 +85,9 @@ def export_points(
     data = run.data()
     progress.start("export and prove", len(missing))
     try:
-        # The next network is recalibrated while this one is proven: neither keeps two cores busy all the time.
-        with ThreadPoolExecutor(1) as beside:
+        # The next network is recalibrated while this one is proven: neither keeps two cores busy all the time. One core is left
+        # to ONNX Runtime.
+        with torch_threads(max(1, torch.get_num_threads() - 1)), ThreadPoolExecutor(1) as beside:
             networks = [beside.submit(deployed_network, run, point.arch, data) for point in missing[:1]]
             for index, point in enumerate(missing):
                 networks += [beside.submit(deployed_network, run, other.arch, data) for other in missing[index + 1 : index + 2]]
