@@ -86,6 +86,7 @@ class DemoResult:
             f"on {alone.images} test images",
             f"limit       kept by {summary['networks'] - summary['broken_limits']} of {summary['networks']} networks "
             f"on the device's clock",
+            f"latency     promised against measured: median error {summary['latency_median_error']:.1%}",
             f"ONNX        {self.exports['proven']} of {self.exports['networks']} files proven{self._differences()}",
             f"report      {self.report}",
         ]
