@@ -25,8 +25,9 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory it frees, up to 1 GiB a block, for what it allocates next.
 
     The ``nas`` command does so when it starts. Call it at the start of a script of your own that trains or scores on a
-    processor, before threads are started. Where glibc's own variables (``MALLOC_MMAP_THRESHOLD_``, ``GLIBC_TUNABLES``) are set,
-    they hold. Processes that time models are never changed: a model is deployed without this.
+    processor, before threads are started: those that run keep heaps of their own. Where glibc's own variables
+    (``MALLOC_MMAP_THRESHOLD_``, ``GLIBC_TUNABLES``) are set, they hold. Processes that time models are never changed: a model
+    is deployed without this.
 
     Returns:
         Whether it is set; only the GNU C library, on Linux, can.

@@ -21,7 +21,7 @@ Values = NDArray[np.float64]
 ITERATIONS = 60
 MOST_FOR_WEIGHTS = 300  # weights are learnt from at most so many rows; the posterior uses all
 PRIOR_WIDTH = 1.5  # of the logarithms of weights: a gene may matter some twenty times more than another one
-FARTHEST = 15.0  # of those logarithms from the prior's means: beyond it numbers overflow
+FARTHEST = 15.0  # of those logarithms from the prior's means, so that no line search tries what overflows
 _JITTER = 1e-6
 
 

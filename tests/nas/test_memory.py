@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-import nas
 import nas.cli
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can keep freed memory")
@@ -58,7 +57,7 @@ def test_who_has_set_the_allocator_is_left_alone() -> None:
     assert probe("kept", MALLOC_MMAP_THRESHOLD_="65536")[0] == "False"
 
 
-def test_the_command_keeps_it_and_the_import_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[bool] = []
     monkeypatch.setattr(nas.cli, "keep_freed_memory", lambda: called.append(True))
     monkeypatch.setattr(sys, "argv", ["nas", "--version"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 
-from predictors.gaussian_process import ArchitectureProcess
+from predictors.gaussian_process import FARTHEST, ArchitectureProcess
 from search_spaces import Choice, SearchSpace
 
 SPACE = SearchSpace(
@@ -42,6 +42,18 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences(
     assert np.isfinite(value)
     slow = approx_fprime(at, lambda flat: process._loss(prior.like(flat), hot, target, prior)[0], 1e-6)
     np.testing.assert_allclose(gradient, slow, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("far", [-FARTHEST, FARTHEST])
+def test_the_loss_is_finite_wherever_weights_are_searched(
+    process: ArchitectureProcess, data: tuple[np.ndarray, np.ndarray], far: float
+) -> None:
+    hot = process.kernel.one_hot(data[0][:40])
+    prior = process._prior(hot)
+    with np.errstate(over="raise", invalid="raise"):
+        loss, gradient = process._loss(prior.like(prior.flat() + far), hot, data[1][:40], prior)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradient).all()
 
 
 def test_the_mean_alone_is_that_of_the_prediction(process: ArchitectureProcess, data: tuple[np.ndarray, np.ndarray]) -> None:
