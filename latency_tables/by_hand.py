@@ -155,7 +155,13 @@ def _as_made(folder: Path) -> AbstractContextManager[None]:
 
 
 def import_kit(
-    folder: Path, name: str, *, space: SearchSpace | None = None, results: Path | None = None, out: Path | None = None
+    folder: Path,
+    name: str,
+    *,
+    space: SearchSpace | None = None,
+    results: Path | None = None,
+    out: Path | None = None,
+    writer: Writer | None = None,
 ) -> LatencyTable:
     """The table of the machine that a kit was run on.
 
@@ -165,6 +171,7 @@ def import_kit(
         space: needed for networks of one's own; default: what the kit was made for.
         results: default: ``results.json`` in the folder.
         out: the table's file; it must not exist.
+        writer: what made the kit's models, where the space's layers have no ONNX form here.
 
     Raises:
         UserError: results that are missing, half-written, of another kit, or make no sense; nothing is written then.
@@ -179,7 +186,8 @@ def import_kit(
     device = _Replay(kit.device, kit.options, PRECISIONS[kit.device], place=name, facts=facts, kit=kit, found=found)
     with _as_made(folder):
         about = record(_About, kit.about)
-    table = profile(space or from_dict(about.space), device, seed=about.seed, amount=about.amount, plan=kit.plan)
+    space = space or from_dict(about.space)
+    table = profile(space, device, writer=writer, seed=about.seed, amount=about.amount, plan=kit.plan)
     if out is not None:
         table.save(out)
     return table

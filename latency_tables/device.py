@@ -192,7 +192,10 @@ class LocalDevice(Optioned):
     def energy(self, model: onnx.ModelProto | bytes, run_ms: float) -> Energy | None:
         """See `Device.energy`: by this machine's counter, of its processor or its GPU."""
         meter = energy_meter(gpu="cuda" in self.kind or "tensorrt" in self.kind)
-        return None if meter is None else count_energy(self.load(model).run, run_ms, meter)
+        return None if meter is None else count_energy(self.load(model).run, run_ms, meter, wait=self.wait)
+
+    def wait(self) -> None:
+        """Until all runs have ended; most have when they return."""
 
     def time(
         self,

@@ -24,7 +24,7 @@ class _Entry:
         home: ``MODULE:FUNCTION``, ``(kind, options) -> LocalDevice``; imported when the device is opened.
         module: that must be installed.
         distributions: one of them brings the module; its version is the device's.
-        install: the command that gets it; one of our extras where it is not a dependency.
+        install: the command that gets it, one of our extras where there is one.
         about: precisions, and what else there is to say.
         runs: models are run to be timed, which a process of its own does.
     """
@@ -39,7 +39,7 @@ class _Entry:
 
 _ORT = ("onnxruntime", "onnxruntime-gpu")
 _ORT_HOME = "latency_tables.onnxruntime_cpu:open_onnxruntime"
-_ORT_GPU = "pip uninstall onnxruntime && pip install 'hwnas[gpu]'"
+_ORT_GPU = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"  # both have the same files: only one can be there
 _TORCH_HOME = "latency_tables.torch_devices:open_torch"
 DEVICES: Mapping[str, _Entry] = {
     "onnxruntime-cpu": _Entry(_ORT_HOME, "onnxruntime", _ORT, "pip install onnxruntime", "fp32, int8; the default"),
@@ -205,7 +205,7 @@ def _present(kind: str) -> bool:
 
         return torch.cuda.is_available()
     return kind not in ("onnxruntime-cuda", "onnxruntime-tensorrt") or (
-        _has_nvidia() and _version_of("onnxruntime-gpu") is not None
+        _has_nvidia() and _version_of("onnxruntime-gpu") is not None and _version_of("onnxruntime") is None
     )
 
 

@@ -79,19 +79,33 @@ def _nvml() -> Meter | None:
 
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid) if (uuid := _first_gpu()) else pynvml.nvmlDeviceGetHandleByIndex(0)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError:
         return None
-    return Meter("NVML GPU 0", lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3)
+    return Meter("NVML GPU", lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3)
 
 
-def count_energy(run: Callable[[], None], run_ms: float, meter: Meter) -> Energy:
-    """The energy of one run, from a second of them."""
+def _first_gpu() -> str | None:
+    """The identity of CUDA's first GPU: environments hide and reorder GPUs for CUDA, the counter numbers all of the machine."""
+    import torch  # seconds; only where a GPU is used
+
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}" if torch.cuda.is_available() else None
+
+
+def count_energy(run: Callable[[], None], run_ms: float, meter: Meter, *, wait: Callable[[], None] = lambda: None) -> Energy:
+    """The energy of one run, from a second of them after one that is not counted.
+
+    Args:
+        wait: returns when all runs have ended, for those that return before.
+    """
     runs = int(np.clip(COUNTED_S * 1e3 / run_ms, 1, MOST_RUNS))
+    run()
+    wait()
     before = meter.read()
     for _ in range(runs):
         run()
+    wait()
     return Energy(meter.since(before) / runs, meter.name)
 
 

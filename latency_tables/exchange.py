@@ -33,16 +33,17 @@ COLUMNS = "The columns layer (a layer's key) and ms"
 
 
 def to_frame(table: LatencyTable) -> pandas.DataFrame:
-    """A row per measured layer: ``layer`` (key), ``ms`` (inside a network, uncorrected), then what was measured.
+    """A row per layer: ``layer`` (key), ``ms`` (inside a network, uncorrected), then what was measured.
 
-    The columns after these two are absent for imported tables: ``alone_ms``, ``alone_low_ms``, ``alone_high_ms``,
-    ``alone_p95_ms``, ``alone_cpu_ms``, ``samples`` and the same of ``chain``.
+    The columns after these two are empty for layers that stand between measured sizes, and absent for imported tables:
+    ``alone_ms``, ``alone_low_ms``, ``alone_high_ms``, ``alone_p95_ms``, ``alone_cpu_ms``, ``alone_samples`` and the same of
+    ``chain``.
     """
     import pandas  # only here
 
     rows = []
-    for key in sorted(table.entries):
-        entry = table.entries[key]
+    for key in sorted({*table.entries, *table.interpolated}):
+        entry = table.entries.get(key)
         row: dict[str, Any] = {"layer": key, "ms": table.layer_ms(parse_layer(key))}
         for name, timing in ((n, getattr(entry, n, None)) for n in ("alone", "chain")):
             if timing is not None:

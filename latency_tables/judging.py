@@ -13,7 +13,7 @@ from latency_tables.correction import Correction, Errors, Quality, errors, fit_b
 from latency_tables.device import Candidate, Device
 from latency_tables.energy import EnergyModel, fit_energy
 from latency_tables.entries import Anchor
-from latency_tables.stopwatch import BUSY, Failure, Measurement, Plan, busiest
+from latency_tables.stopwatch import Failure, Measurement, Plan, busiest, clock_of
 from latency_tables.table import LatencyTable, features, sums
 from search_spaces.architecture import Architecture
 from search_spaces.errors import UserError
@@ -32,10 +32,9 @@ Array = NDArray[np.float64]
 def finish(table: LatencyTable) -> LatencyTable:
     """The table with the clock chosen and the correction fitted and judged on its whole networks."""
     timings = [timing for network in table.networks for timing in (network.first, network.second)]
-    busy = busiest(timings)
-    clock = "cpu" if table.one_thread and busy > BUSY else "wall"
+    clock = clock_of(timings, one_thread=table.one_thread)
     slowed = float(np.median([timing.slowed(clock) for timing in timings]))
-    found = {"clock": clock, "wall_by_cpu": busy, "median_by_undisturbed": slowed}
+    found = {"clock": clock, "wall_by_cpu": busiest(timings), "median_by_undisturbed": slowed}
     table = replace(table, conditions={**table.conditions, **found})
     held = np.array([network.held_out for network in table.networks])
     rows = table.space.to_array([table.space.architecture(**network.choices) for network in table.networks])
@@ -150,4 +149,4 @@ def _measured(device: Device, timed: Sequence[Any]) -> list[Measurement]:
 def _clock(table: LatencyTable, timed: Sequence[Measurement | Failure]) -> str:
     """The table's clock, or CPU time where the machine is too busy now for wall times."""
     timings = [timing for timing in timed if isinstance(timing, Measurement)]
-    return "cpu" if timings and table.one_thread and busiest(timings) > BUSY else table.clock
+    return "cpu" if clock_of(timings, one_thread=table.one_thread) == "cpu" else table.clock

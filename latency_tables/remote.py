@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -99,7 +100,7 @@ class Ssh:
 
 @dataclass(frozen=True)
 class Adb:
-    """An Android device over adb; Python must be on its path, or be named in ``HWNAS_PYTHON`` there."""
+    """An Android device over adb; Python must be on its path there, or be named in ``HWNAS_PYTHON``."""
 
     serial: str
 
@@ -132,6 +133,12 @@ def _run(words: Sequence[str], content: bytes = b"") -> subprocess.CompletedProc
         return subprocess.run(words, input=content, capture_output=True, timeout=LONGEST_S, check=False)
     except subprocess.TimeoutExpired:
         raise Lost(f"no answer within {LONGEST_S:.0f} s") from None
+
+
+def _python() -> str:
+    """Python there, quoted for the shell there: as ``HWNAS_PYTHON`` says here, else as it says there, else ``python3``."""
+    named = os.environ.get("HWNAS_PYTHON")
+    return shlex.quote(named) if named else '"${HWNAS_PYTHON:-python3}"'
 
 
 def _answer(done: subprocess.CompletedProcess[bytes]) -> bytes:
@@ -222,7 +229,7 @@ class RemoteDevice(Optioned):
 
         def attempt() -> subprocess.CompletedProcess[bytes]:
             self.transport.send(folder, target)
-            return self.transport.run(f'"${{HWNAS_PYTHON:-python3}}" {target}/{SCRIPT} {arguments}')
+            return self.transport.run(f"{_python()} {target}/{SCRIPT} {arguments}")
 
         done = self._tried(attempt, progress)
         if done.returncode == 0:
@@ -232,7 +239,7 @@ class RemoteDevice(Optioned):
             raise UserError(
                 f"{self.url} cannot run a kit: {said}",
                 allowed="Python 3.8 or newer with numpy and onnxruntime there",
-                next_step="Install them there: python3 -m pip install numpy onnxruntime",
+                next_step="Install them there, in a virtual environment, and name its Python here: HWNAS_PYTHON=PATH nas ...",
             )
         raise self._refused(said)
 

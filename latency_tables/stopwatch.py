@@ -30,6 +30,7 @@ __all__ = [
     "Plan",
     "SystemClock",
     "busiest",
+    "clock_of",
     "measure",
     "one_core",
     "understood",
@@ -47,10 +48,10 @@ Run = Callable[[], None]
 
 
 class Clock(Protocol):
-    """Two clocks in nanoseconds, each with any origin."""
+    """What runs are timed with."""
 
-    def wall_ns(self) -> int: ...
-    def cpu_ns(self) -> int: ...
+    def lap(self, run: Run, count: int, /) -> tuple[int, int]:
+        """Wall and CPU nanoseconds of so many runs; they have ended when it returns."""
 
 
 SYSTEM_CLOCK: Clock = SystemClock()
@@ -155,6 +156,14 @@ class Failure:
 def busiest(timings: Sequence[Measurement]) -> float:
     """Wall by CPU time of the busier measurements: short runs dodge the scheduler, long ones do not."""
     return float(np.quantile([timing.busy for timing in timings], BUSY_QUANTILE))
+
+
+def clock_of(timings: Sequence[Measurement], *, one_thread: bool) -> str:
+    """The clock that tells of the network, not of its neighbours: CPU time on a busy machine, else the wall's.
+
+    Several threads have only the wall's: the calling one sleeps while they work.
+    """
+    return "cpu" if one_thread and timings and busiest(timings) > BUSY else "wall"
 
 
 def measure(

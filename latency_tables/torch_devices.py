@@ -1,15 +1,16 @@
 """torch as a device: eager on the processor, a CUDA graph on a GPU. The ONNX model is run node by node with torch's operators.
 
 So both take the models that every other device takes: batch normalisation is folded, activations are fused nowhere.
-On a GPU, times are those of CUDA events around replays of a graph that was captured once: the time of the GPU itself, without
-what Python adds. It was written without a GPU at hand; the conformance suite runs on it where there is one.
+On a GPU, times are those of CUDA events around replays of a graph that was captured once, queued while the GPU was held back:
+the time of the GPU itself, without what Python adds. It was written without a GPU at hand; the conformance suite runs on it
+where there is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,9 @@ from latency_tables.stopwatch import SYSTEM_CLOCK, Clock
 
 __all__ = ["TorchDevice", "open_torch", "torch_threads"]
 
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISIONS = {"torch-cpu": ("fp32", "bf16"), "torch-cuda": ("fp32", "fp16", "bf16")}
+TYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"torch-cpu": ("fp32", "bf16"), "torch-cuda": ("fp32", "tf32", "fp16", "bf16")}
+HEAD_START = 20_000  # cycles of the GPU for every run, about 10 us: more than it takes to queue one
 
 Attributes = Mapping[str, Any]
 
@@ -39,21 +41,32 @@ def _sides(pads: Sequence[int]) -> list[int]:
     return list(pads[:half])
 
 
+def _plain(at: Attributes, **meant: Any) -> None:
+    """Refuse attributes with another meaning than what is computed here: a wrong output would pass for the network's."""
+    for name, value in meant.items():
+        if at.get(name, value) != value:
+            raise NotImplementedError(f"{name}={at[name]!r}")
+
+
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, at: Attributes) -> Tensor:
+    _plain(at, auto_pad=b"NOTSET")
     pads = _sides(at.get("pads", [0] * (2 * (weight.ndim - 2))))
     return torch.conv2d(x, weight, bias, at.get("strides", 1), pads, at.get("dilations", 1), at.get("group", 1))
 
 
 def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, *, at: Attributes) -> Tensor:
+    _plain(at, alpha=1.0, beta=1.0)
     return F.linear(a.T if at.get("transA") else a, b if at.get("transB") else b.T, c)
 
 
 def _average(x: Tensor, *, at: Attributes) -> Tensor:
+    _plain(at, auto_pad=b"NOTSET", dilations=[1, 1])
     pads, ceil = _sides(at.get("pads", [0, 0, 0, 0])), bool(at.get("ceil_mode"))
     return F.avg_pool2d(x, at["kernel_shape"], at.get("strides"), pads, ceil, bool(at.get("count_include_pad")))
 
 
 def _largest(x: Tensor, *, at: Attributes) -> Tensor:
+    _plain(at, auto_pad=b"NOTSET", dilations=[1, 1], storage_order=0)
     pads = _sides(at.get("pads", [0, 0, 0, 0]))
     return F.max_pool2d(x, at["kernel_shape"], at.get("strides"), pads, 1, bool(at.get("ceil_mode")))
 
@@ -85,7 +98,7 @@ class TorchDevice(LocalDevice):
     def where(self) -> str:
         return self.kind.removeprefix("torch-")
 
-    @cached_property
+    @property
     def clock(self) -> Clock:
         """The machine's on the processor; CUDA events on a GPU."""
         return SYSTEM_CLOCK if self.where == "cpu" else CudaClock()
@@ -104,18 +117,23 @@ class TorchDevice(LocalDevice):
             NotImplementedError: an operator that has no counterpart here.
         """
         loaded = onnx.load_from_string(model) if isinstance(model, bytes) else model
-        return TorchRunner(loaded, self.where, TYPES[self.precision], self.batch, self.threads)
+        return TorchRunner(loaded, self.where, self.precision, self.batch, self.threads)
+
+    def wait(self) -> None:
+        """A GPU goes on when a run returns."""
+        if self.where == "cuda":
+            torch.cuda.synchronize()
 
 
 class TorchRunner:
     """An ONNX graph, run eagerly, and a fixed random input of ``batch`` images."""
 
-    def __init__(self, model: onnx.ModelProto, where: str, dtype: torch.dtype, batch: int, threads: int) -> None:
+    def __init__(self, model: onnx.ModelProto, where: str, precision: str, batch: int, threads: int) -> None:
         graph = model.graph
         missing = sorted({node.op_type for node in graph.node} - OPERATORS.keys())
         if missing or not graph.node:
             raise NotImplementedError(f"operators {', '.join(missing)}")
-        self._where, self._dtype, self._threads = where, dtype, threads
+        self._where, self._precision, self._threads = where, precision, threads
         self._constants = {c.name: self._tensor(numpy_helper.to_array(c)) for c in graph.initializer}
         self._source, self._target = graph.input[0].name, graph.output[0].name
         attribute = onnx.helper.get_attribute_value
@@ -124,10 +142,12 @@ class TorchRunner:
         ]
         shape = [d.dim_value or batch for d in graph.input[0].type.tensor_type.shape.dim]
         self._feed = self._tensor(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
-        self.run: Callable[[], Any] = self._captured() if where == "cuda" else self._eager
+        self._graph = self._captured() if where == "cuda" else None
+        # A method of this object, not of the graph's: the graph reads tensors that live as long as this object does.
+        self.run: Callable[[], None] = self._eager if self._graph is None else self._replay
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.array(array)).to(device=self._where, dtype=self._dtype)
+        return torch.from_numpy(np.array(array)).to(device=self._where, dtype=TYPES[self._precision])
 
     def _forward(self, images: Tensor) -> Tensor:
         values = {**self._constants, self._source: images}
@@ -140,24 +160,51 @@ class TorchRunner:
         with torch.inference_mode(), torch_threads(self._threads):
             self._forward(self._feed)
 
-    def _captured(self) -> Callable[[], None]:
-        """Replays a CUDA graph of one run."""
+    def _replay(self) -> None:
+        """Queue one run on the fixed input."""
+        assert self._graph is not None
+        self._graph.replay()
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        """A CUDA graph of one run."""
+        with torch.no_grad(), _single_precision(self._precision):
+            return self._capture()
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), torch.cuda.stream(side):  # libraries choose and allocate before the capture
+        with torch.cuda.stream(side):  # libraries choose and allocate before the capture
             for _ in range(3):
                 self._forward(self._feed)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(graph):
+        with torch.cuda.graph(graph):
             self._output = self._forward(self._feed)
-        return graph.replay
+        return graph
 
     def infer(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """The output for images (N, C, H, W), float32."""
-        with torch.inference_mode():
+        with torch.inference_mode(), _single_precision(self._precision):
             output: NDArray[np.float32] = self._forward(self._tensor(images)).float().cpu().numpy()
         return output
+
+
+@contextmanager
+def _single_precision(precision: str) -> Iterator[None]:
+    """How a GPU computes in float32 here: exactly, or, for ``tf32``, with ten bits of the mantissa on tensor cores.
+
+    torch's own default is the latter for convolutions: "fp32" would be something else on every other generation of GPUs.
+    """
+    kind = "tf32" if precision == "tf32" else "ieee"
+    settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = kind
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
 
 
 class torch_threads:
@@ -177,27 +224,23 @@ class torch_threads:
 
 
 class CudaClock:
-    """The GPU's own time: an event is recorded and waited for, and its distance to the one before is added up.
+    """The GPU's own time, between two events. It serves as CPU time, too: other processes on the GPU show in neither.
 
-    It serves as CPU time, too: other processes on the GPU show in neither.
+    The runs are queued while the GPU is held back, so that it never waits for the next one: what starting a run costs the
+    processor is no time of the network.
     """
 
-    def __init__(self) -> None:
-        self._last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self._last.record()
-        self._ms = 0.0
-
-    def wall_ns(self) -> int:
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        event.synchronize()
-        # Summed up from event to event: a distance is a 32-bit float and would be coarse after some minutes.
-        self._ms += self._last.elapsed_time(event)
-        self._last = event
-        return round(self._ms * 1e6)
-
-    def cpu_ns(self) -> int:
-        return self.wall_ns()
+    def lap(self, run: Callable[[], None], count: int) -> tuple[int, int]:
+        """See `Clock.lap`."""
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(count * HEAD_START)  # type: ignore[no-untyped-call]
+        begun.record()
+        for _ in range(count):
+            run()
+        ended.record()
+        ended.synchronize()
+        ns = round(begun.elapsed_time(ended) * 1e6)
+        return ns, ns
 
 
 def open_torch(kind: str, options: Options) -> TorchDevice:

@@ -10,7 +10,7 @@ import onnx
 
 from latency_tables import Device
 from nas.baselines import BASELINE_VERSION, Baseline, read_baselines
-from nas.onnx_files import Signature
+from nas.onnx_files import Signature, check_batch
 from nas.runs import Run
 from search_spaces.artifacts import atomic_path, file_hash, write_json
 from search_spaces.errors import UserError
@@ -40,6 +40,7 @@ def add_files(run: Run, files: Sequence[str | Path], device: Device, *, force: b
         if not path.is_file():
             raise UserError(f"{path} does not exist", allowed="An ONNX file", next_step="Correct the path")
         _check_name(run, path, known.get(path.stem), force=force)
+        check_batch(path, device, again="your own exporter")
         side = resolution_of(run.space.largest, run.data())
         model = _closed(path, side, run.data().channels)
         try:

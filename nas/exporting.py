@@ -194,7 +194,9 @@ def onnx_model(
     form = form or Format()
     if not isinstance(network, Network):
         inputs = example if form.batch is None else example[:1].repeat(form.batch, *[1] * (example.ndim - 1))
-        return export_onnx(network, inputs, metadata=metadata, open_batch=form.batch is None, opset=form.opset)
+        model = export_onnx(network, inputs, metadata=metadata, open_batch=form.batch is None, opset=form.opset)
+        model.ir_version = form.ir
+        return model
     return build_onnx(
         network.layers,
         weights={name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()},

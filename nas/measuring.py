@@ -11,6 +11,7 @@ import numpy as np
 from latency_tables import Candidate, Measurement, Plan, open_device
 from latency_tables.footprint import peak_memory
 from latency_tables.stopwatch import Failure
+from nas.onnx_files import Signature
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
@@ -24,7 +25,7 @@ class Cost:
     """What a model costs on a device.
 
     Attributes:
-        time: of one run of ``batch`` images.
+        time: of one run of ``batch`` images: the file's own number where it has one, else the device's.
         images_per_s: ``batch`` over the median wall time.
         file_bytes: of the ONNX file.
         memory_bytes: most that the runtime takes for it beside itself; None where it cannot be told.
@@ -56,7 +57,7 @@ def measure(model: str | Path, *, device: str = "onnxruntime-cpu", seed: int = 0
     if not path.is_file():
         raise UserError(f"{path} does not exist", allowed="An ONNX file", next_step="Export one with: nas export RUN")
     opened = open_device(device)
-    content = path.read_bytes()
+    content, batch = path.read_bytes(), Signature.of(path).batch or opened.batch
     plan = Plan(rounds=ROUNDS, target=0.0)
     progress.start(f"time on {opened.name}", 1 + plan.rounds)
     try:
@@ -75,9 +76,9 @@ def measure(model: str | Path, *, device: str = "onnxruntime-cpu", seed: int = 0
     energy = opened.energy(content, timing.median_ms)
     return Cost(
         device=opened.name,
-        batch=opened.batch,
+        batch=batch,
         time=timing,
-        images_per_s=1e3 * opened.batch / timing.median_ms,
+        images_per_s=1e3 * batch / timing.median_ms,
         file_bytes=len(content),
         memory_bytes=peak_memory(opened.name, path) if here else None,
         energy_j=energy.joules if energy else None,

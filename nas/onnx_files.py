@@ -16,7 +16,7 @@ from latency_tables import Device, open_device
 from search_spaces.errors import UserError
 from supernets import Examples, ImageData, Split
 
-__all__ = ["Format", "Signature", "feed", "outputs", "wrapped"]
+__all__ = ["Format", "Signature", "check_batch", "feed", "outputs", "wrapped"]
 
 FIRST_OPSET = 14  # HardSwish appears here
 DEFAULT_OPSET = 17  # of 2022: what a runtime two years old or more still loads
@@ -137,6 +137,21 @@ class Signature:
         sides = [*self.shape[:2]] if self.pixels == "nhwc" else [*self.shape[1:]]
         known = [side for side in sides if side is not None] if len(self.shape) == 3 else []
         return known[0] if known else default
+
+
+def check_batch(path: Path, device: Device, *, again: str) -> None:
+    """A file is timed as it is: one that fixes another number of images per run than the device has no time there.
+
+    Raises:
+        UserError: such a file; ``again`` is the command that makes it anew.
+    """
+    fixed = Signature.of(path).batch
+    if fixed not in (None, device.batch):
+        raise UserError(
+            f"{path} takes {fixed} images per run, {device.name} is measured with {device.batch}",
+            allowed=f"A file whose first axis is open or {device.batch}, or a device with the option batch={fixed}",
+            next_step=f"Make it with an open batch: {again}",
+        )
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | None]:

@@ -34,10 +34,10 @@ class RuntimeProof:
     """A file in one runtime against torch.
 
     Attributes:
-        images: test images compared; 0 where it did not run.
+        images: test images that it gave outputs for; 0 where it did not run.
         max_relative_difference: largest difference of any output over the largest output.
         top1_agreement: share of the images with the same top-1 class, or one that torch finds as good to 1e-5.
-        failure: why it did not run.
+        failure: why it did not run, or gave nothing to compare.
     """
 
     runtime: str
@@ -54,7 +54,7 @@ class RuntimeProof:
         """
         first = self.runtime == FIRST_RUNTIME
         if self.failure is not None:
-            return f"{self.runtime} cannot run it: {self.failure}" if first else None
+            return f"{self.runtime} cannot run it: {self.failure}" if first or self.images else None
         tolerance, same = (TOLERANCE, 1.0) if first else (COARSE, 0.0)
         assert self.max_relative_difference is not None
         assert self.top1_agreement is not None
@@ -149,7 +149,10 @@ def _compared(device: Device, theirs: NDArray[np.float32] | str, ours: NDArray[n
     if isinstance(theirs, str):
         return RuntimeProof(device.name, failure=theirs)
     if theirs.shape != ours.shape or not np.isfinite(theirs).all():
-        return RuntimeProof(device.name, failure=f"its output has shape {theirs.shape}, or is not finite")
+        wrong = (
+            f"its output has shape {theirs.shape}, torch's {ours.shape}" if theirs.shape != ours.shape else "not all is finite"
+        )
+        return RuntimeProof(device.name, len(ours), failure=wrong)
     largest = np.abs(ours).max()
     difference = float(np.abs(ours - theirs).max() / largest)
     found = np.take_along_axis(ours, theirs.argmax(1)[:, None], axis=1)[:, 0]  # torch's output for the runtime's class

@@ -118,7 +118,7 @@ def planned_profile(
     if path is not None and path.exists():
         found = LatencyTable.load(path)
         found.check_same(opened.name, opened.fingerprint())
-        known = set(found.entries)
+        known = {*found.entries, *found.interpolated}
     wanted = measured_part(space, resolutions).layers() if like is None else []
     missing = [layer for layer in wanted if layer.key not in known]
     networks = (amount.networks if networks is None else networks) + amount.held_out
@@ -180,7 +180,8 @@ def import_kit(
 
     path = table_path(out, _named(name))
     given: dict[str, Any] = {"space": space, "results": None if results is None else Path(results)}
-    return by_hand.import_kit(Path(kit), _named(name), out=path, **given)
+    writer = None if space is None else writer_of(space)
+    return by_hand.import_kit(Path(kit), _named(name), out=path, writer=writer, **given)
 
 
 def import_table(

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency_tables import Candidate, Device, Measurement, Plan
-from latency_tables.stopwatch import Failure
+from latency_tables.stopwatch import Failure, clock_of
 from nas.baselines import Baseline, read_baselines
 from nas.exporting import Export, read_export
 from nas.objectives import OF_DEVICES, Limit, kind_of
-from nas.onnx_files import Signature, outputs
+from nas.onnx_files import Signature, check_batch, outputs
 from nas.pareto import ParetoFront, Point
 from nas.quantising import read_quantised
 from nas.runs import Run
@@ -27,7 +27,6 @@ __all__ = ["verify_run"]
 
 ROUNDS = 40
 SECONDS = 5.0  # at least: neighbours come and go within seconds
-BUSY = 1.1  # wall time over CPU time beyond which the machine, not the network, decides the wall time
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,8 @@ def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Ve
     twins = [_twin(run, export) for export in exports]
     baselines = [_baseline(run, baseline) for baseline in read_baselines(run)]
     everyone = [*networks, *(twin for twin in twins if twin is not None), *baselines]
+    for candidate in everyone:
+        check_batch(candidate.path, device, again=candidate.again)
     tested = _tested(run, device, everyone, seed, progress)
     here = {name: bound for name, bound in front.limits.items() if name in own or kind_of(name) not in OF_DEVICES}
     limits = [Limit(own.get(name, name), bound) for name, bound in here.items()]
@@ -163,7 +164,7 @@ def _times(device: Device, candidates: Sequence[_Candidate], seed: int, progress
 
 
 def _result(device: Device, tested: Sequence[_Tested], limits: Sequence[Limit]) -> Verification:
-    clock = "wall" if np.median([found.time.busy for found in tested]) < BUSY else "cpu"
+    clock = clock_of([found.time for found in tested], one_thread=device.threads == 1)
     rows = [_verified(found, clock, limits) for found in tested]
     judged = [found for found in tested if found.candidate.promised and not found.candidate.finetuned]
     rights = [found.right for found in judged if found.right is not None]

@@ -47,12 +47,11 @@ def export_onnx(
     Raises:
         UserError: no exporter can write it; both reasons are given.
     """
-    network = network.eval()
     failures = []
     writers = [_by_script, *([_by_dynamo] if importlib.util.find_spec("onnxscript") else [])]
     for writer in writers:
         try:
-            with warnings.catch_warnings(), _plain_attention():
+            with warnings.catch_warnings(), _plain_attention(), _evaluating(network):
                 warnings.simplefilter("ignore")
                 model = writer(network, example, open_batch, opset)
         except Exception as error:  # noqa: BLE001 (anything that the user's forward or the exporter raises)
@@ -66,6 +65,18 @@ def export_onnx(
         allowed="The forward uses operations that torch can export",
         next_step=f"{hint or 'Change'} what it names",
     )
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode that it was in."""
+    before = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 @contextmanager

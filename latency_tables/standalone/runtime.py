@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any, Dict, Sequence, Union
 
@@ -31,10 +32,22 @@ def machine() -> Dict[str, Any]:
 
 
 def _processor() -> str:
+    """The board where it has a name, for boards of several generations say the same of their processor; else the processor."""
+    board = _text("/proc/device-tree/model").strip("\0 ")
     lines = _text("/proc/cpuinfo").splitlines()
     named = (line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "hardware")))
-    board = _text("/proc/device-tree/model").strip("\0")
-    return next(named, "") or board or platform.processor()
+    return board or next(named, "") or _mac() or platform.processor()
+
+
+def _mac() -> str:
+    """The processor's name on macOS, where Python knows only its architecture."""
+    if platform.system() != "Darwin":
+        return ""
+    words = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _text(path: str) -> str:
@@ -77,9 +90,12 @@ def open_session(model: Union[bytes, str], device: str, threads: int) -> Any:
     # Threads that spin between runs take the cores from what runs next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = PROVIDERS[device]
+    exact = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # fp32 is float32: see `latency_tables.torch_devices`
     if wanted[0] not in ort.get_available_providers():
         raise RuntimeError(f"this ONNX Runtime has no {wanted[0]}; it has {', '.join(ort.get_available_providers())}")
-    session = ort.InferenceSession(model, options, providers=wanted)
+    if device != "onnxruntime-cpu" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA and cuDNN as pip brings them, for torch as well: no system's loader looks there
+    session = ort.InferenceSession(model, options, providers=[(name, exact.get(name, {})) for name in wanted])
     if wanted[0] not in session.get_providers():  # it falls back to the processor without a word
         raise RuntimeError(f"{wanted[0]} could not be started")
     return session

@@ -8,7 +8,8 @@ import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple, Union
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -30,6 +31,16 @@ class SystemClock:
 
     def cpu_ns(self) -> int:
         return time.thread_time_ns()
+
+    def lap(self, run: Run, count: int) -> Tuple[int, int]:
+        """Wall and CPU nanoseconds of so many runs; they have ended when it returns."""
+        repeat = range(count)
+        cpu = self.cpu_ns()
+        wall = self.wall_ns()
+        for _ in repeat:
+            run()
+        wall = self.wall_ns() - wall
+        return wall, self.cpu_ns() - cpu
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,24 @@ class Plan:
         return self.rounds * (LONGEST_PLAN if self.seconds > 0 else 1)
 
 
+def fastest_core(cores: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """The one that the system says is most capable: processors with two kinds of cores count them in any order.
+
+    Of several the last one: interrupts tend to land on the first.
+    """
+
+    def speed(core: int) -> int:
+        for fact in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+            try:
+                return int((root / "cpu{}".format(core) / fact).read_text(encoding="ascii"))
+            except (OSError, ValueError):  # not every system tells, and not of every core
+                continue
+        return 0
+
+    best: int = max(cores, key=lambda core: (speed(core), core))
+    return best
+
+
 @contextmanager
 def one_core(wanted: bool = True) -> Iterator[None]:
     """Keep the calling thread on one core, where the system can, and restore its cores afterwards."""
@@ -68,7 +97,7 @@ def one_core(wanted: bool = True) -> Iterator[None]:
         return
     before = os.sched_getaffinity(0)
     try:
-        os.sched_setaffinity(0, {max(before)})  # interrupts tend to land on the first core
+        os.sched_setaffinity(0, {fastest_core(before)})
         pinned = True
     except OSError:
         pinned = False
@@ -143,26 +172,17 @@ def _sample(run: Run, count: int, clock: Any) -> Tuple[int, int]:
     Without it the sum of layers misses whole networks of microsecond layers by a third, not by a few percent.
     """
     run()
-    return _lap(run, count, clock)
-
-
-def _lap(run: Run, count: int, clock: Any) -> Tuple[int, int]:
-    repeat = range(count)
-    cpu = clock.cpu_ns()
-    wall = clock.wall_ns()
-    for _ in repeat:
-        run()
-    wall = clock.wall_ns() - wall
-    return wall, clock.cpu_ns() - cpu
+    found: Tuple[int, int] = clock.lap(run, count)
+    return found
 
 
 def _calibrate(run: Run, plan: Plan, clock: Any) -> int:
     """Warm up until times fall no more, then the number of runs that fill a sample."""
     for _ in range(max(1, plan.warmup - 6)):  # at least six more below
         run()
-    fastest = min(_lap(run, 1, clock)[0] for _ in range(3))
+    fastest: int = min(clock.lap(run, 1)[0] for _ in range(3))
     for _ in range(WARM_UP_TRIES):
-        before, fastest = fastest, min(_lap(run, 1, clock)[0] for _ in range(3))
+        before, fastest = fastest, min(clock.lap(run, 1)[0] for _ in range(3))
         if fastest >= STEADY * before:
             break
     return min(LONGEST_SAMPLE, max(1, math.ceil(plan.sample_ms * 1e6 / max(1, fastest))))

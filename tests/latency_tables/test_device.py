@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,8 +24,8 @@ from search_spaces import UserError
 from search_spaces.layers import Bottleneck, Conv, GlobalPool, Layer, Linear, MaxPool, MBConv
 
 HERE = {row.name: row for row in list_devices()}
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-TOLERANCE = {"fp32": 1e-5, "bf16": 0.05, "fp16": 0.01, "int8": 0.25}  # of the largest output
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
+TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 0.05, "fp16": 0.01, "int8": 0.25}  # of the largest output
 NETWORK: list[Layer] = [
     Conv(12, 3, 8, 3, 2, "hswish"),
     MaxPool(6, 8, 3, 1),
@@ -86,6 +89,40 @@ def test_fingerprints_tell_options_apart_and_names_are_canonical(kind: str) -> N
     assert open_device(f"{kind}:threads=2,batch=3").name == batched.name == f"{kind}:batch=3,threads=2"
     assert open_device(batched.name).fingerprint() == batched.fingerprint()
     assert open_device(kind, threads=2, batch=3).name == batched.name
+
+
+@pytest.mark.parametrize("kind", list(DEVICES))
+def test_a_run_keeps_what_it_reads(kind: str) -> None:
+    runner = opened(kind).load(build_onnx(NETWORK))
+    run, alive = runner.run, weakref.ref(runner)
+    del runner
+    gc.collect()
+    run()
+    assert alive() is not None
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "attributes"),
+    [
+        ("MaxPool", (1, 1, 6, 6), {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"}),
+        ("MaxPool", (1, 1, 6, 6), {"kernel_shape": [2, 2], "dilations": [2, 2]}),
+        ("AveragePool", (1, 1, 6, 6), {"kernel_shape": [3, 3], "auto_pad": "SAME_LOWER"}),
+        ("AveragePool", (1, 1, 6, 6), {"kernel_shape": [3, 3], "pads": [1, 1, 0, 0]}),
+        ("Conv", (1, 1, 6, 6), {"auto_pad": "VALID"}),
+        ("Gemm", (1, 9), {"alpha": 2.0}),
+    ],
+)
+def test_torch_refuses_attributes_that_it_would_ignore(
+    operator: str, shape: tuple[int, ...], attributes: dict[str, Any]
+) -> None:
+    images = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
+    weight = np.ones((9, 1) if operator == "Gemm" else (1, 1, 3, 3), np.float32)
+    constants = [onnx.numpy_helper.from_array(weight, "w")] if operator in ("Gemm", "Conv") else []
+    node = onnx.helper.make_node(operator, ["x", *[c.name for c in constants]], ["y"], **attributes)
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "one", [images], [output], constants), ir_version=8)
+    with pytest.raises(NotImplementedError, match=list(attributes)[-1]):
+        opened("torch-cpu").load(model).run()
 
 
 def test_the_simulated_device_gives_the_same_times_everywhere() -> None:

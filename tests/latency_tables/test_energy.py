@@ -41,9 +41,21 @@ def simulated() -> LatencyTable:
 def test_a_second_of_runs_is_counted() -> None:
     counting = Counting(0.25)
     assert count_energy(counting.run, 10.0, counting.meter).joules == pytest.approx(0.25)
-    assert counting.runs == 100
+    assert counting.runs == 1 + 100  # the first one is not counted
     count_energy(counting.run, 5000.0, counting.meter)
-    assert counting.runs == 101  # one run at least
+    assert counting.runs == 101 + 1 + 1  # one run at least
+
+
+def test_energy_of_runs_that_only_begin_is_counted_to_their_end() -> None:
+    counting, queued = Counting(0.25), list[int]()
+
+    def wait() -> None:
+        while queued:
+            queued.pop()
+            counting.run()
+
+    found = count_energy(lambda: queued.append(1), 10.0, counting.meter, wait=wait)
+    assert found.joules == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("planted", [(2.0, 1e-11, 3e-5), (0.0, 2e-11, 0.0), (5.0, 0.0, 1e-4)])

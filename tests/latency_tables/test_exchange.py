@@ -104,6 +104,18 @@ def test_csv_goes_out_and_comes_back(tmp_path: Path) -> None:
             import_frame(wrong, SPACE, name="copy")
 
 
+def test_layers_between_measured_sizes_go_out_too() -> None:
+    space = search_spaces.build("small-mobilenet", width=0.25, resolution=[16, 20, 24])
+    table = profile(space, open_device("simulated"), amount=Amount(networks=4, held_out=3, resolutions=2))
+    assert table.interpolated
+    frame = to_frame(table)
+    assert set(frame["layer"]) == {*table.entries, *table.interpolated}
+    assert set(frame.loc[frame["alone_ms"].isna(), "layer"]) == table.interpolated
+    archs = table.space.sample(20, seed=0)
+    plain = [sum(table.layer_ms(layer) for layer in table.space.lower(arch)) for arch in archs]
+    assert import_frame(frame, table.space, name="copy").estimate(archs) == pytest.approx(plain)
+
+
 @pytest.mark.parametrize(
     "content",
     ["layer,ms\nconv(,1\n", "a,b\n1,2\n", "layer,ms\nconv(size=1),x\n", "", "layer,ms\n{key},-1\n", "layer,ms\n{key},nan\n"],

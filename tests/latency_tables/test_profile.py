@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import search_spaces
 from latency_tables import Amount, Candidate, LatencyTable, Measurement, Plan, Quality, measure, open_device, profile
 from latency_tables.entries import CHAIN, Entry
-from latency_tables.stopwatch import Failure
+from latency_tables.stopwatch import Failure, SystemClock
 from search_spaces import SearchSpace, UserError
 from search_spaces.layers import Layer, parse_layer
 from search_spaces.progress import SILENT, Progress
@@ -35,7 +35,7 @@ def layer_ns(layer: Layer) -> int:
 
 
 @dataclass
-class FakeClock:
+class FakeClock(SystemClock):
     wall: float = 0.0
     cpu: float = 0.0
 

@@ -19,6 +19,7 @@ import pytest
 import search_spaces
 from latency_tables import Amount, Candidate, LatencyTable, Measurement, Plan, open_device, profile
 from latency_tables.onnx_graph import build_onnx
+from latency_tables.standalone import runtime
 from latency_tables.stopwatch import Failure
 from search_spaces import UserError
 from search_spaces.layers import Conv
@@ -136,6 +137,29 @@ def test_a_phone_over_adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(second, Failure)
     assert isinstance(third, Measurement)
     assert device.fingerprint()["batch"] == 2
+
+
+def test_python_there_is_named_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phone(tmp_path, monkeypatch)
+    named = tmp_path / "an env" / "python"
+    named.parent.mkdir()
+    script(named, f'touch {tmp_path}/used; exec {sys.executable} "$@"')
+    monkeypatch.setenv("HWNAS_PYTHON", str(named))
+    assert open_device("adb://emulator-5554/onnxruntime-cpu").fingerprint()["runtime"] == "onnxruntime"
+    assert (tmp_path / "used").exists()
+
+
+@pytest.mark.parametrize(
+    ("board", "lines", "found"),
+    [
+        ("Raspberry Pi 4 Model B Rev 1.1\0", "processor : 0\nHardware : BCM2835", "Raspberry Pi 4 Model B Rev 1.1"),
+        ("", "processor : 0\nmodel name : A Processor 3000", "A Processor 3000"),
+    ],
+)
+def test_boards_are_told_apart(monkeypatch: pytest.MonkeyPatch, board: str, lines: str, found: str) -> None:
+    files = {"/proc/device-tree/model": board, "/proc/cpuinfo": lines}
+    monkeypatch.setattr(runtime, "_text", lambda path: files.get(path, ""))
+    assert runtime.machine()["processor"] == found
 
 
 def test_a_shell_that_greets_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

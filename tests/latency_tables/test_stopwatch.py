@@ -7,16 +7,27 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from latency_tables.standalone.timing import interval
-from latency_tables.stopwatch import SYSTEM_CLOCK, Failure, Measurement, Plan, measure, one_core, understood, undisturbed
+from latency_tables.standalone.timing import fastest_core, interval
+from latency_tables.stopwatch import (
+    Failure,
+    Measurement,
+    Plan,
+    SystemClock,
+    clock_of,
+    measure,
+    one_core,
+    understood,
+    undisturbed,
+)
 
 
 @dataclass
-class FakeClock:
+class FakeClock(SystemClock):
     """Stands still unless a run moves it."""
 
     wall: float = 0.0
@@ -116,7 +127,23 @@ def test_cores_and_garbage_collection_are_restored() -> None:
             assert os.sched_getaffinity(0) == before
     measure([lambda: lambda: None], rng=np.random.default_rng(0), plan=Plan(rounds=1, sample_ms=0.001, target=0))
     assert gc.isenabled()
-    assert SYSTEM_CLOCK.wall_ns() <= SYSTEM_CLOCK.wall_ns()
+    assert min(SystemClock().lap(lambda: None, 10)) >= 0
+
+
+def test_the_most_capable_core_is_taken(tmp_path: Path) -> None:
+    def system(fact: str, values: dict[int, int]) -> Path:
+        for core, value in values.items():
+            file = tmp_path / fact.replace("/", "-") / f"cpu{core}" / fact
+            file.parent.mkdir(parents=True)
+            file.write_text(f"{value}\n")
+        return tmp_path / fact.replace("/", "-")
+
+    hybrid = system("cpufreq/cpuinfo_max_freq", {0: 5_100_000, 1: 5_100_000, 2: 3_900_000, 3: 3_900_000})
+    board = system("cpu_capacity", {0: 414, 1: 414, 2: 1024, 3: 1024})
+    assert fastest_core({0, 1, 2, 3}, hybrid) == 1
+    assert fastest_core({2, 3}, hybrid) == 3  # of those that the process may use
+    assert fastest_core({0, 1, 2, 3}, board) == 3
+    assert fastest_core({0, 1, 2, 3}, tmp_path / "silent") == 3
 
 
 def test_json_round_trip() -> None:
@@ -233,6 +260,16 @@ def test_times_undisturbed_need_not_be_of_the_same_rounds() -> None:
     alone, nothing = undisturbed([samples[0].tolist()])
     assert alone[0] == pytest.approx(np.exp(np.quantile(np.log(samples[0]), 0.1)))
     assert nothing[0] == 0
+
+
+def test_several_threads_are_timed_by_the_wall() -> None:
+    def timing(busy: float) -> Measurement:
+        return Measurement.of([1000.0 * busy] * 9, [1000.0] * 9, 1)
+
+    assert clock_of([timing(1.0), timing(1.01)], one_thread=True) == "wall"
+    assert clock_of([timing(1.5), timing(1.4)], one_thread=True) == "cpu"
+    assert clock_of([timing(1.5), timing(1.4)], one_thread=False) == "wall"  # the calling thread sleeps, others work
+    assert clock_of([], one_thread=True) == "wall"
 
 
 def test_a_clock_that_makes_no_sense_is_a_failure_of_its_candidate() -> None:

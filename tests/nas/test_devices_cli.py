@@ -32,6 +32,10 @@ def test_a_dry_run_measures_nothing_and_says_what_it_would(tmp_path: Path) -> No
     part = json.loads(run("profile", *SPACE, "--dry-run", "--measured-sizes", 2, "--json", cwd=tmp_path).stdout)
     assert part["layers"] < plan["layers"]
     assert part["layers"] + part["interpolated"] == plan["layers"]
+    nas.profile(space(), device="simulated", out=tmp_path / "part.json", resolutions=2)
+    again = run("profile", *SPACE, "--device", "simulated", "--dry-run", "--json", "--out", "part.json", cwd=tmp_path)
+    assert json.loads(again.stdout)["layers"] == 0  # as a profile would
+    (tmp_path / "part.json").unlink()
     assert list(tmp_path.iterdir()) == []
     assert "layers to measure" in run("profile", *SPACE, "--dry-run").stdout
 
@@ -111,6 +115,10 @@ def test_what_a_model_costs(tmp_path: Path) -> None:
     if sys.platform == "linux":
         assert cost.memory_bytes is not None
         assert cost.memory_bytes >= cost.file_bytes  # the weights are in there
+    fixed = build_onnx(space().lower(space().largest), batch=4)  # such a file is run with four images on any device
+    (tmp_path / "four.onnx").write_bytes(fixed.SerializeToString())
+    four = nas.measure(tmp_path / "four.onnx")
+    assert (four.batch, four.images_per_s) == (4, pytest.approx(4e3 / four.time.median_ms))
     shown = run("measure", path, "--quiet")
     assert "throughput" in shown.stdout
     assert json.loads(run("measure", path, "--device", "simulated", *QUIET).stdout).keys() >= {
@@ -120,7 +128,7 @@ def test_what_a_model_costs(tmp_path: Path) -> None:
     }
     refused(run("measure", tmp_path / "none.onnx"), "does not exist")
     (tmp_path / "bad.onnx").write_bytes(b"x")
-    refused(run("measure", tmp_path / "bad.onnx", "--quiet"), "cannot run")
+    refused(run("measure", tmp_path / "bad.onnx", "--quiet"), "not an ONNX file")
 
 
 def test_energy_is_counted_where_there_is_a_counter_and_absent_elsewhere(tmp_path: Path) -> None:

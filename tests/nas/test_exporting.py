@@ -14,12 +14,13 @@ import pytest
 import torch
 
 import nas
+from latency_tables import open_device
 from nas import exporting
 from nas.demo import DemoResult
 from nas.exporting import Export, read_export
 from nas.finetuning import deployed_network
 from nas.onnx_files import Format, Signature, outputs
-from nas.proving import RuntimeProof, check_file
+from nas.proving import RuntimeProof, _compared, check_file
 from search_spaces import UserError
 from supernets import Split
 
@@ -164,7 +165,22 @@ def test_other_runtimes_may_be_coarser_or_lack_something_but_not_compute_somethi
     assert "cannot run it: no" in str(RuntimeProof(first, failure="no").problem())
     assert RuntimeProof(other, 10, 1e-3, 0.9).problem() is None
     assert RuntimeProof(other, failure="no").problem() is None
+    assert "in another" not in str(RuntimeProof(other, 10, failure="not all is finite").problem())
+    assert "another cannot run it: not all" in str(RuntimeProof(other, 10, failure="not all is finite").problem())
+    ours = np.ones((4, 3), np.float32)
+    for theirs in (ours[:, :2], np.where(np.eye(4, 3) > 0, np.nan, ours).astype(np.float32)):
+        assert _compared(open_device("simulated"), theirs, ours).problem() is not None
     assert "in another it differs" in str(RuntimeProof(other, 10, 0.5, 0.9).problem())
+
+
+def test_any_network_is_written_as_asked_and_left_as_it_was(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4).eval(), torch.nn.Dropout(0.5))
+    network.train()
+    network[1].eval()  # frozen, as some are
+    path = nas.write_onnx(network, tmp_path / "x.onnx", example=torch.zeros(2, 3, 8, 8), ir_version=10, opset=15)
+    model = onnx.load(path)
+    assert (model.ir_version, model.opset_import[0].version) == (10, 15)
+    assert [module.training for module in network.modules()] == [True, True, False, True]
 
 
 def test_operators_that_the_opset_lacks_are_named(demo: DemoResult, tmp_path: Path) -> None:

@@ -222,6 +222,22 @@ def test_a_verification_that_no_clock_and_no_test_set_said_is_refused(tmp_path: 
         Verification.load(tmp_path / "verified.json")
 
 
+def test_a_file_of_another_batch_has_no_time_on_the_device(finished: Path, tmp_path: Path) -> None:
+    front = nas.ParetoFront.load(finished / "front.json")
+    nas.export(finished, pick=front.points[0].arch.id, batch=8, force=True)
+    before = (finished / "verified.json").read_bytes()
+    with pytest.raises(UserError, match="takes 8 images per run") as caught:
+        nas.verify(finished)
+    assert f"nas export {finished} --pick {front.points[0].arch.id} --force" in caught.value.next_step
+    assert (finished / "verified.json").read_bytes() == before
+    nas.export(finished, pick=front.points[0].arch.id, batch=1, force=True)  # as the device runs it
+    assert nas.verify(finished).networks
+    copy = tmp_path / "eight.onnx"
+    nas.write_onnx(nas.network(finished, front.points[0].arch), copy, batch=8)
+    with pytest.raises(UserError, match="takes 8 images per run"):
+        nas.compare(finished, copy)
+
+
 def foreign(path: Path, *, classes: int = 10, channels: int = 1, open_sides: bool = True) -> Path:
     """A small convolutional network as another tool might write it."""
     rng = np.random.default_rng(0)
