@@ -130,6 +130,13 @@ class Goal:
         Raises:
             UserError: names the best reachable values.
         """
+        for limit in self.loosest:
+            if limit.objective == "accuracy" and limit.bound > 1:
+                raise UserError(
+                    f"limit {limit}",
+                    allowed="An accuracy is at most 1, or 100%",
+                    next_step=f"Write for example: --limit accuracy={limit.bound:g}%",
+                )
         for case in self.cases:
             check_feasible(self.space, self.known, case)
         for case in self.cases:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["OptimizeResult", "optimize"]
 
 STALL = 0.001  # of the hypervolume
+MARGIN = 0.05  # of the spans, from the worst values met to the reference point: an end of the front counts, too
 
 Evaluate = Callable[[list[Architecture]], Mapping[str, Any]]
 
@@ -66,7 +67,7 @@ class OptimizeResult:
         inside = np.ones(len(self.trials), dtype=bool)
         for name, bound in self.front.limits.items():
             values = self.trials[name].to_numpy(dtype=np.float64)
-            inside &= values >= bound if self.front.objectives.get(name) == "max" else values <= bound
+            inside &= values >= bound if self.front.direction(name) == "max" else values <= bound
         return inside
 
 
@@ -93,7 +94,8 @@ def optimize(
         objectives: name -> ``"max"`` or ``"min"``, one or more.
         known: name -> exact cost of a list of architectures, (N,) values; free, so it is called for many thousands of
             networks. Methods of the space and of a `LatencyTable` work on arrays and are the fastest.
-        limits: name -> bound on a measured or known quantity: at least for an objective to be maximised, else at most.
+        limits: name -> bound on a measured or known quantity: at least for an objective to be maximised and for ``accuracy``
+            and ``throughput``, which are never better when they are smaller; else at most.
         budget: evaluations in all; a space (within its known limits) that is smaller is evaluated completely.
         batch: networks per call of ``evaluate``, at most.
         strategy: a name of `nas.strategies.STRATEGIES`: ``default`` models what is measured with Gaussian processes and
@@ -159,9 +161,9 @@ class _Run:
             n = min(task.batch, task.budget - len(archive))
             rows = self.strategy.ask(n) if everything is None else everything[len(archive) : len(archive) + n]
             if not len(rows):
+                progress.say(f"stopped: after {len(archive)} evaluations no network within the known limits is left")
                 return
-            assert len(rows) <= n
-            assert archive.new(rows).all()
+            self._check_proposals(rows, n)
             values, failure = _evaluated(task, self.evaluate, rows)
             finished = np.isfinite(values).all(axis=1)
             archive.add(rows[finished], values[finished])
@@ -173,14 +175,32 @@ class _Run:
                 progress.say(f"stopped: {patience} evaluations added less than {STALL:.1%} to the hypervolume")
                 return
 
+    def _check_proposals(self, rows: Rows, n: int) -> None:
+        """Refuse what breaks a strategy's contract: it would cost evaluations, and the result would be wrong."""
+        broken = {
+            f"{len(rows)} networks where {n} were asked for": len(rows) > n,
+            "one network twice": len(self.task.space.unique(rows)) < len(rows),
+            "a network that was evaluated already": not self.archive.new(rows).all(),
+            "a network outside the known limits": not self.task.allowed(rows).all(),
+        }
+        for what, found in broken.items():
+            if found:
+                raise UserError(
+                    f"strategy '{self.name}' proposed {what}",
+                    allowed="New networks within the known limits, each once, as many as asked for or fewer",
+                    next_step="Check the strategy with nas.testing.check_strategy",
+                )
+
     def stalls(self, patience: int) -> bool:
         """Whether the last evaluations, ``patience`` of them, added next to nothing to the hypervolume."""
         within = self.task.excess(self.archive.values) <= 0
         costs = self.archive.values[:, self.task.objectives]
         if len(costs) <= patience or not within[:-patience].any():
             return False
-        growth = hypervolume_trace(np.where(within[:, None], costs, np.inf), costs[within].max(axis=0))
-        return bool(growth[-1] - growth[-1 - patience] < STALL * growth[-1])
+        found = costs[within]
+        worst = found.max(axis=0) + MARGIN * (np.ptp(found, axis=0) + (np.ptp(found, axis=0) == 0))
+        growth = hypervolume_trace(np.where(within[:, None], costs, np.inf), worst)
+        return bool(growth[-1] - growth[-1 - patience] <= STALL * growth[-1])
 
     def result(self) -> OptimizeResult:
         """The trials so far and their front."""

@@ -120,9 +120,15 @@ class ParetoFront:
                 return point
         raise UserError(
             f"no point of the front is '{what}'",
-            allowed=f"knee, best, fastest, a limit such as latency=5ms, or an id: {', '.join(p.arch.id for p in self.points)}",
-            next_step="Choose one of them",
+            allowed=f"knee, best, fastest, a limit such as latency=5ms, or an id: {', '.join(p.arch.id for p in self.points)}"
+            if len(self.points)
+            else "The front is empty: no network was within the limits",
+            next_step="Choose one of them" if len(self.points) else "Search again with other limits",
         )
+
+    def direction(self, name: str) -> str:
+        """``"max"`` or ``"min"``: an objective's own, else that of the toolkit's quantities; any other one is a cost."""
+        return self.objectives.get(name, usual_direction(name))
 
     def own_name(self, name: str) -> str:
         """A quantity as the points have it: that of the first device goes without device."""
@@ -131,16 +137,19 @@ class ParetoFront:
 
     def _cost_of(self, what: str) -> Callable[[Point], float]:
         """What ``best`` and ``fastest`` minimise."""
-        names = list(self.objectives)
-        usual = ("accuracy",) if what == "best" else ("latency", "macs")
-        known = [name for name in usual if all(name in p.values for p in self.points)]
-        name = (known or [names[0] if what == "best" else names[-1]])[0]
-        sign = -1.0 if self.objectives.get(name, usual_direction(name)) == "max" else 1.0
+        gains = [name for name, direction in self.objectives.items() if direction == "max"]
+        costs = [name for name in self.objectives if name not in gains]
+        if what == "best":
+            wanted = ["accuracy", *gains, *costs]
+        else:
+            wanted = ["latency", *(name for name in costs if name.startswith("latency")), "macs", *costs, *gains]
+        name = next(name for name in wanted if all(name in p.values for p in self.points))
+        sign = -1.0 if self.direction(name) == "max" else 1.0
         return lambda point: sign * point.values[name]
 
     def _bound(self, name: str, value: str) -> tuple[float, str]:
         """A limit as `pick` takes it: with a unit for the toolkit's own quantities, a plain number for others."""
-        direction = self.objectives.get(name, usual_direction(name))
+        direction = self.direction(name)
         if kind_of(name) in KNOWN:
             return parse_limits({name: value})[0].bound, direction
         try:
@@ -177,10 +186,11 @@ class ParetoFront:
 
         return front_figure(self)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
+        """Write the front as JSON, see `load`."""
         parts = {name: part._body() for name, part in self.parts.items()}
         body = {"space": self.space.to_dict(), **self._body(), "parts": parts, "records": self.records}
-        write_json(path, "front", FRONT_VERSION, body)
+        write_json(Path(path), "front", FRONT_VERSION, body)
 
     def _body(self) -> dict[str, Any]:
         points = [

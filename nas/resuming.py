@@ -79,7 +79,9 @@ def wanted(
             allowed="A file opens no connection: a device elsewhere is named with the command",
             next_step="Name it again: " + " ".join(f"--device {shlex.quote(name)}" for name in chosen),
         )
-    kept = old.objectives if chosen == old.devices else None
+    kept = old.objectives
+    if kept is not None:  # those of devices that are no longer searched end with them
+        kept = tuple(name for name in kept if "@" not in name or name.partition("@")[2] in chosen)
     if limits is None:
         gone = {name for name in old.limits if "@" in name and name.partition("@")[2] not in chosen}
         limits = {name: bound for name, bound in old.limits.items() if name not in gone}

@@ -40,6 +40,8 @@ def choose_subnets(
     chosen = [arch for arch in dict.fromkeys([space.smallest, space.largest]) if arch not in known]
     keys = there | {row.tobytes() for row in ends}
     rest = pool[[row.tobytes() not in keys for row in pool]]
+    if not len(rest):
+        return chosen[: max(0, n - len(known))]
     # Even steps between the extremes on a log scale: every size is represented, also where networks are rare.
     prices = np.log(cost(rest))
     targets = np.linspace(prices.min(), prices.max(), max(0, n - len(dict.fromkeys([space.smallest, space.largest]))))

@@ -21,6 +21,7 @@ from nas.scoring import choose_subnets
 from nas.strategies import Quantity, Task, make_strategy
 from nas.working import Crew, Jobs
 from predictors import ArchitecturePredictor, build, report_card
+from predictors.card import FEWEST_JUDGED
 from search_spaces import Architecture
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
@@ -203,6 +204,12 @@ def search_run(
 ) -> ParetoFront:
     """See `nas.search`; the tables are those of the request's devices."""
     goal = make_goal(scoring.run.space, tables, request.objectives, request.limits)
+    if goal.space.count() < FEWEST_JUDGED:
+        raise UserError(
+            f"{goal.space.key} has {goal.space.count()} networks",
+            allowed=f"At least {FEWEST_JUDGED}: a predictor learns nothing from fewer",
+            next_step=f"Score them all: nas score {scoring.run.path} --n {FEWEST_SAMPLES}; or train a space with more choices",
+        )
     goal.check()
     progress = scoring.progress
     first = samples if budget is None else min(samples, max(FEWEST_SAMPLES, budget // 2))

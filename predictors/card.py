@@ -22,6 +22,7 @@ __all__ = ["FeatureGain", "LearningCurve", "ReportCard", "feature_gain", "learni
 
 TOP = 0.1  # the share of networks that a search is after
 STEPS = 4
+FEWEST_JUDGED = -(-FEWEST * 5 // 4)  # of which four fifths are enough to learn from
 MOST_FOLD = 20  # an extrapolation over more than so many times the data is a guess
 
 
@@ -60,9 +61,18 @@ def report_card(
     Args:
         predictor: fitted or not; its kind is what counts (``auto`` chooses anew within every fold).
         values: measured, (N,).
+
+    Raises:
+        UserError: values of another number, or too few for five folds.
     """
     rows = predictor.space.rows(archs)
     measured = np.asarray(values, dtype=np.float64)
+    if measured.shape != (len(rows),) or len(rows) < FEWEST_JUDGED:
+        raise UserError(
+            f"{len(rows)} architectures with values of shape {measured.shape}",
+            allowed=f"One value for each of at least {FEWEST_JUDGED} architectures: every fifth is predicted from the others",
+            next_step="Score more subnets",
+        )
     predicted = out_of_fold(predictor, rows, measured)
     kendall, spearman = rank_correlations(predicted.mean, measured)
     return ReportCard(

@@ -86,6 +86,12 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
         _check_kind(self.kind)
         self.rows_, self.values_ = rows.copy(), target.copy()
         if self.shares:
+            if target.min() < 0 or target.max() > 1:
+                raise UserError(
+                    f"values from {target.min():g} to {target.max():g}",
+                    allowed="Shares, from 0 to 1 (shares=True)",
+                    next_step="Divide percentages by 100",
+                )
             target = _log_odds(target)
         # Scaled values suit every kind's priors.
         self.center_, self.scale_ = target.mean(), target.std() or 1.0

@@ -51,7 +51,8 @@ def _merge(factors: Sequence[Factor], combine: Callable[[Array, Array], Array]) 
     for factor in sorted(factors, key=lambda f: -len(f.genes)):
         for index, host in enumerate(merged):
             if set(factor.genes) <= set(host.genes):
-                merged[index] = Factor(host.genes, np.ascontiguousarray(combine(host.table, factor.aligned(host.genes))))
+                table = combine(host.table, factor.aligned(host.genes))
+                merged[index] = Factor(host.genes, np.asarray(table, order="C"))  # which keeps a table of no genes as it is
                 break
         else:
             merged.append(factor)

@@ -297,10 +297,25 @@ def row_keys(rows: Rows) -> NDArray[Any]:
     return small.view(np.dtype((np.void, small.dtype.itemsize * small.shape[1]))).ravel()
 
 
+def _plain(option: Any) -> Any:
+    """A number of numpy's as Python's own: files and ids are made of these."""
+    return option.item() if isinstance(option, np.generic) else option
+
+
 def as_choice(name: str, value: Sequence[Value] | Choice) -> Choice:
     """A choice from a plain list of options; refuses an empty list and options that repeat."""
-    choice = value if isinstance(value, Choice) else Choice(tuple(value))
+    if isinstance(value, str):
+        raise UserError(
+            f"choice '{name}' is the text '{value}'", allowed="A list of options", next_step=f"Write for example: ['{value}']"
+        )
+    choice = value if isinstance(value, Choice) else Choice(tuple(map(_plain, value)))
     for position, options in enumerate(choice.at or (choice.options,)):
+        if strange := [option for option in options if not isinstance(option, (int, float, str))]:
+            raise UserError(
+                f"choice '{name}' has the option {strange[0]!r}, a {type(strange[0]).__name__}",
+                allowed="Options are numbers, texts, True or False",
+                next_step="Name the options, and translate the names where networks are built",
+            )
         if not options or len(set(options)) != len(options):
             place = name if choice.at is None else f"{name}[{position}]"
             raise UserError(

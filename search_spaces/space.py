@@ -342,8 +342,8 @@ class SearchSpace(RowSpace):
         if not self.positions:
             raise UserError(
                 f"space '{self.name}' has no network behind it",
-                allowed="Layers, MACs, parameters and latency exist for the built-in families",
-                next_step="List them with: nas spaces",
+                allowed="Layers, MACs, parameters and latency exist where a space says which layers stand where; a file cannot",
+                next_step="Choose a built-in family (nas spaces), or open a run of your own with nas.Run.open(RUN, space=...)",
             )
 
     def placed(self, arch: Architecture) -> list[tuple[int, Layer]]:

@@ -105,8 +105,11 @@ def score(
         storage: URL of a database that workers share, ``postgresql://...`` or ``sqlite:///FILE``.
     """
     from nas.goals import make_goal
+    from nas.problems import whole_number
     from nas.searching import Scoring, score_run
 
+    whole_number("images", images, 1)
+    whole_number("seed", seed, 0)
     opened = Run.of(run)
     tables = {} if device is None else {device: _table(opened, device, progress)}
     goal = make_goal(opened.space, tables, ("accuracy", "macs" if device is None else "latency"), {})
@@ -210,10 +213,18 @@ def search(
     Raises:
         UserError: limits that no network meets (with the best reachable values), or a front that is there already.
     """
+    from nas.problems import whole_number
     from nas.resuming import wanted
     from nas.searching import Scoring, search_run
     from predictors import build
 
+    for name, number, least in (
+        ("images", images, 1),
+        ("points", points, 1),
+        ("generations", generations, 1),
+        ("seed", seed, 0),
+    ):
+        whole_number(name, number, least)
     opened = Run.of(run)
     build(predictor, opened.space)  # an unknown one is refused before anything is measured or scored
     devices = (device,) if isinstance(device, str) else tuple(device or ())

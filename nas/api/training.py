@@ -29,7 +29,7 @@ def train(
     data: str | ImageData,
     *,
     out: str | Path,
-    recipe: str | Recipe = "progressive",
+    recipe: str | Path | Recipe = "progressive",
     epochs: float | None = None,
     weights: str | Path | None = None,
     seed: int = 0,
@@ -84,10 +84,12 @@ def train(
     return run
 
 
-def _recipe(recipe: str | Recipe, epochs: float | None) -> Recipe:
+def _recipe(recipe: str | Path | Recipe, epochs: float | None) -> Recipe:
     from nas.recipes import load_recipe
 
-    return load_recipe(recipe, epochs=epochs) if isinstance(recipe, str) else recipe
+    if isinstance(recipe, str | Path):
+        return load_recipe(str(recipe), epochs=epochs)
+    return recipe if epochs is None else replace(recipe, epochs=epochs)
 
 
 def _settings(supernet: Supernet, images: ImageData, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def estimate_training(
     supernet: Supernet,
     data: str | ImageData,
     *,
-    recipe: str | Recipe = "progressive",
+    recipe: str | Path | Recipe = "progressive",
     epochs: float | None = None,
     seed: int = 0,
     progress: Progress = SILENT,

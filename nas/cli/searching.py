@@ -25,7 +25,7 @@ Storage = Annotated[str | None, typer.Option(help="Database shared with nas work
 def score(
     run: RunFolder,
     n: Annotated[int, typer.Option(help="Scored subnets in all.")] = 100,
-    images: Annotated[int, typer.Option(help="Validation images per subnet, at most.")] = 2000,
+    images: Annotated[int, typer.Option(min=1, help="Validation images per subnet, at most.")] = 2000,
     device: Annotated[str | None, typer.Option("--device", help="Device whose latency is the cost; MACs without one.")] = None,
     jobs: Jobs = 1,
     storage: Storage = None,

@@ -19,6 +19,8 @@ Rows = NDArray[np.int64]
 Values = NDArray[np.float64]
 
 LISTED = 20_000  # a space of at most so many networks is listed when networks run out
+WALK_AFTER = 20  # random draws, a walk from networks within the known limits begins
+STRIDE = 1.03  # by which its steps grow, from one gene on average: tight limits bear no more, wide ones are left behind
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,26 @@ class Task:
             return values[:, known], self.excess(values, known)
 
         ends = self.space.to_array([self.space.smallest, self.space.largest])
-        return evolve(self.space, price, start=ends, rng=np.random.default_rng([self.seed, 1]), population=50, generations=40)
+        rng = np.random.default_rng([self.seed, 1])
+        found = evolve(self.space, price, start=ends, rng=rng, population=50, generations=40)
+        return found if len(found.front) else self._descended(found)
+
+    def _descended(self, found: Evolved) -> Evolved:
+        """From the network that violates the known limits least, gene by gene to what violates them less, as far as it goes.
+
+        Where every gene has a cost of its own the end is the least there is.
+        """
+        known = [i for i in range(len(self.quantities)) if i not in self.measured]
+        best, least = found.population[:1], found.least
+        while least > 0:
+            arch = self.space.from_array(best)[0]
+            near = self.space.to_array(self.space.neighbours(arch))
+            excess = self.excess(self.known(near), known)
+            if not len(near) or excess.min() >= least:
+                break
+            best, least = near[[excess.argmin()]], float(excess.min())
+        front = best if least <= 0 else found.front
+        return Evolved(front, np.concatenate([best, found.population]), least)
 
     @cached_property
     def listed(self) -> Rows | None:
@@ -138,11 +159,12 @@ class Task:
             return left[rng.permutation(len(left))[:n]]
         found = np.empty((0, len(self.space.genes)), dtype=np.int64)
         for attempt in range(200):
-            if attempt < 20 or not len(self.nearest.front):
+            if attempt < WALK_AFTER or not len(self.nearest.front):
                 drawn = self.space.sample_rows(4 * n, rng)
             else:  # the limits leave a sliver of the space: walk away from networks that are inside
                 seeds = np.concatenate([self.nearest.front, found])
-                drawn = self.space.mutate(seeds[rng.integers(len(seeds), size=4 * n)], rng, rate=min(0.5, attempt / 100))
+                rate = min(0.5, STRIDE ** (attempt - WALK_AFTER) / len(self.space.genes))
+                drawn = self.space.mutate(seeds[rng.integers(len(seeds), size=4 * n)], rng, rate=rate)
             drawn = drawn[archive.new(drawn)]
             found = np.concatenate([found, drawn[self.allowed(drawn)]])
             found = found[self.space.unique(found)][:n]

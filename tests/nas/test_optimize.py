@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,117 @@ def test_bad_arguments_are_refused_before_anything_is_paid_for(wrong: dict[str, 
     evaluate = Counted()
     with pytest.raises(nas.UserError, match=message):
         nas.optimize(SPACE, evaluate, **({"objectives": BOTH, "budget": 20} | wrong))
+    assert evaluate.calls == []
+
+
+@pytest.mark.parametrize("strategy", ["random", "nsga2", "default"])
+def test_a_limit_that_leaves_a_sliver_of_a_large_space_is_searched_to_the_budget(strategy: str) -> None:
+    space = nas.SearchSpace({f"gene_{i}": [0, 1] for i in range(100)}, name="long")
+    prices = np.random.default_rng(1).uniform(1.0, 3.0, 100)
+
+    def price(archs: list[nas.Architecture]) -> np.ndarray:
+        return 100.0 + space.to_array(archs) @ prices
+
+    def evaluate(archs: list[nas.Architecture]) -> dict[str, Any]:
+        return {"worth": space.to_array(archs) @ prices[::-1]}
+
+    given = {"objectives": {"worth": "max"}, "known": {"price": price}, "limits": {"price": 110.0}}
+    result = nas.optimize(space, evaluate, **given, budget=40, batch=20, strategy=strategy)
+    assert len(result.trials) == 40
+    assert (result.trials["price"] <= 110.0).all()
+
+
+def test_the_nearest_network_to_tight_limits_is_found_gene_by_gene() -> None:
+    space = nas.SearchSpace({f"gene_{i}": list(range(10)) for i in range(30)}, name="wide")
+    prices = np.random.default_rng(0).uniform(0.1, 3.0, (30, 10))
+
+    def price(archs: list[nas.Architecture]) -> np.ndarray:
+        return prices[np.arange(30), space.to_array(archs)].sum(axis=1)
+
+    least = float(prices.min(axis=1).sum())
+
+    def search(bound: float) -> OptimizeResult:
+        evaluate = lambda archs: {"worth": space.to_array(archs).sum(axis=1)}  # noqa: E731
+        return nas.optimize(
+            space,
+            evaluate,
+            objectives={"worth": "max"},
+            known={"price": price},
+            limits={"price": bound},
+            budget=5,
+            strategy="random",
+        )
+
+    assert len(search(1.0001 * least).trials)
+    with pytest.raises(nas.UserError, match=f"with price {least:g}"):
+        search(0.99 * least)
+
+
+def test_a_limit_on_accuracy_is_a_lower_one_also_where_it_is_no_objective() -> None:
+    result = nas.optimize(SPACE, Counted(), objectives={"latency_ms": "min"}, limits={"accuracy": 0.5}, budget=60)
+    assert all(point.values["accuracy"] >= 0.5 for point in result.front)
+    best = min(point.values["latency_ms"] for point in result.front)
+    assert result.hypervolume({"latency_ms": 100.0})[-1] == pytest.approx(100.0 - best)
+
+
+def test_names_pick_what_they_say_whatever_the_objectives_are_called() -> None:
+    orders = [
+        {"latency_ms": "min", "accuracy": "max"},
+        {"top1": "max", "latency_ms": "min", "energy": "min"},
+        {"top1": "max", "energy": "min"},
+    ]
+
+    def evaluate(archs: list[nas.Architecture]) -> dict[str, Any]:
+        found = Counted()(archs)
+        return found | {"top1": found["accuracy"], "energy": 2.0 * found["latency_ms"]}
+
+    for objectives in orders:
+        front = nas.optimize(SPACE, evaluate, objectives=objectives, budget=60, seed=1).front
+        gain = "accuracy" if "accuracy" in objectives else "top1"
+        cost = "latency_ms" if "latency_ms" in objectives else "energy"
+        assert front.pick("best").values[gain] == max(point.values[gain] for point in front)
+        assert front.pick("fastest").values[cost] == min(point.values[cost] for point in front)
+        good = [point for point in front if point.values[gain] >= 0.5]
+        if gain == "accuracy":
+            assert front.pick("accuracy=0.5").values[cost] == min(point.values[cost] for point in good)
+
+
+def test_an_empty_front_says_so_and_fronts_are_saved_by_name(tmp_path: Path) -> None:
+    result = nas.optimize(SPACE, Counted(), objectives=BOTH, limits={"latency_ms": -1.0}, budget=20)
+    with pytest.raises(nas.UserError, match="no point of the front") as caught:
+        result.front.pick("knee")
+    assert "empty" in caught.value.allowed
+    result.front.save(str(tmp_path / "front.json"))
+    assert len(nas.ParetoFront.load(str(tmp_path / "front.json"))) == 0
+
+
+@pytest.mark.parametrize("objectives", [BOTH, {"accuracy": "max", "constant": "min"}, {"constant": "min", "other": "min"}])
+def test_patience_stops_a_run_whatever_does_not_vary(objectives: dict[str, str]) -> None:
+    def evaluate(archs: list[nas.Architecture]) -> dict[str, Any]:
+        return Counted()(archs) | {"constant": np.ones(len(archs)), "other": np.zeros(len(archs))}
+
+    result = nas.optimize(SPACE, evaluate, objectives=objectives, budget=400, batch=20, patience=20, strategy="random")
+    assert len(result.trials) < 400
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"), [("twice", "one network twice"), ("outside", "outside the known limits"), ("many", "21 networks")]
+)
+def test_a_strategy_that_breaks_the_rules_is_named(rule: str, message: str) -> None:
+    class Rude:
+        def __init__(self, task: Any) -> None:
+            self.task = task
+
+        def ask(self, n: int) -> np.ndarray:
+            if rule == "many":
+                return self.task.space.all_rows()[: n + 1]
+            return np.full((2 if rule == "twice" else 1, 6), 0 if rule == "twice" else 3, dtype=np.int64)
+
+        def tell(self, rows: np.ndarray, values: np.ndarray) -> None: ...
+
+    evaluate, given = Counted(), {"known": {"size": size}, "limits": {"size": 17.0}}
+    with pytest.raises(nas.UserError, match=message):
+        nas.optimize(SPACE, evaluate, objectives=BOTH, **given, strategy=Rude, budget=40, batch=20)
     assert evaluate.calls == []
 
 

@@ -293,6 +293,42 @@ def test_resuming_evaluates_nothing_known(run: Run, tables: dict[str, nas.Latenc
     assert nas.search(run, resume=True, **QUICK).limits == {"latency": limit}
 
 
+def test_resuming_keeps_objectives_that_were_asked_for(run: Run) -> None:
+    nas.search(run, device="desk", objectives=("accuracy", "latency", "params"), **QUICK)
+    more = nas.search(run, device=DEVICES, resume=True, **QUICK)
+    assert list(more.objectives) == ["accuracy", "latency", "params"]
+    nas.search(run, device=DEVICES, objectives=("accuracy", "latency@desk", "latency@phone"), force=True, **QUICK)
+    fewer = nas.search(run, device="desk", resume=True, **QUICK)
+    assert list(fewer.objectives) == ["accuracy", "latency"]
+
+
+@pytest.mark.parametrize("wrong", [{"images": 0}, {"points": 0}, {"generations": 0}, {"seed": -1}])
+def test_numbers_that_make_no_sense_are_refused_before_anything_is_queued(run: Run, wrong: dict[str, int]) -> None:
+    before = run.study.read_bytes()
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        nas.search(run, device="desk", **{**QUICK, "samples": 30, **wrong})
+    if "images" in wrong:
+        with pytest.raises(UserError, match="images"):
+            nas.score(run, samples=30, **wrong)
+    assert run.study.read_bytes() == before
+
+
+def test_a_limit_beyond_all_accuracy_is_refused_before_anything_is_scored(run: Run) -> None:
+    with pytest.raises(UserError, match="accuracy >= 9000") as caught:
+        nas.search(run, device="desk", limits={"accuracy": 90}, **{**QUICK, "samples": 30})
+    assert "accuracy=90%" in caught.value.next_step
+    assert len(scores(run)) == 20
+
+
+@pytest.mark.parametrize("options", [{"width": [8]}, {"width": [8, 12]}, {"width": [8, 12, 16]}])
+def test_tiny_spaces_are_scored_whole_and_too_small_to_search(options: dict[str, list[int]]) -> None:
+    space = nas.SearchSpace(options, name="tiny")
+    cost = lambda rows: 1.0 + rows.sum(axis=1)  # noqa: E731
+    for n in (1, 20):
+        found = choose_subnets(space, n, cost, np.random.default_rng(0))
+        assert len(found) == len(set(found)) == min(n, space.count())
+
+
 def test_the_front_of_a_search_without_budget_is_predicted(run: Run) -> None:
     fronts = [nas.search(run, device="desk", force=True, seed=4, **QUICK) for _ in range(2)]
     assert fronts[0].points == fronts[1].points

@@ -90,6 +90,14 @@ def test_bad_input_is_named(space: SearchSpace) -> None:
             predictors.build("ridge", space).fit(rows, bad)
     with pytest.raises(UserError, match="at least 10"):
         predictors.build("ridge", space).fit(rows[:4], values[:4])
+    with pytest.raises(UserError, match="from 60 to 90") as caught:
+        predictors.build("ridge", space, shares=True).fit(rows, np.linspace(60, 90, 30))
+    assert "100" in caught.value.next_step
+    for wrong in (values[:20], np.append(values, 0.5)):
+        with pytest.raises(UserError, match="30 architectures with values of shape"):
+            predictors.report_card(predictors.build("ridge", space), rows, wrong)
+    with pytest.raises(UserError, match="at least 13"):
+        predictors.report_card(predictors.build("ridge", space), rows[:12], values[:12])
 
 
 @pytest.mark.parametrize(("kind", "least"), [("mlp", 0.9), ("nearest-neighbour", 0.4)])

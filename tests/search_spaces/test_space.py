@@ -181,6 +181,14 @@ def test_restriction_is_a_subset(space: SearchSpace) -> None:
         assert part.from_array(part.to_array(arch)) == [arch]
 
 
+def test_numbers_of_numpy_are_options_like_any_others() -> None:
+    plain = SearchSpace({"kernel": [3, 5, 7], "rate": [0.5, 1.0]}, name="own")
+    space = SearchSpace({"kernel": np.array([3, 5, 7]), "rate": list(np.array([0.5, 1.0]))}, name="own")
+    assert space.to_dict() == plain.to_dict()
+    assert space.largest.id == plain.largest.id
+    json.dumps(space.largest.to_dict())
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -210,6 +218,9 @@ def test_restriction_is_a_subset(space: SearchSpace) -> None:
         (lambda s: search_spaces.build("ofa-mobilenet-v3", widht=1), "did you mean 'width'"),
         (lambda s: SearchSpace({}), "without choices"),
         (lambda s: SearchSpace({"op": []}), "at least one option"),
+        (lambda s: SearchSpace({"op": "abc"}), "is the text 'abc'"),
+        (lambda s: SearchSpace({"op": ["bn", None]}), "the option None, a NoneType"),
+        (lambda s: SearchSpace({"op": [(1, 2), (3, 4)]}), r"the option \(1, 2\), a tuple"),
         (lambda s: SearchSpace({"op": [1]}).macs(SearchSpace({"op": [1]}).sample(1)), "no network behind it"),
         (lambda s: s.to_array(Architecture("cells", (("op", 1),))), "belongs to cells"),
         (lambda s: search_spaces.from_dict({"name": "small-mobilenet"}), "a search space is damaged"),
