@@ -35,23 +35,23 @@ class Run:
     Attributes:
         path: the folder.
         settings: what the run was made with (space, data, recipe, seed, weights if any), as in ``run.json``.
-        own: the space of networks of the user's own, where it is at hand.
+        own: the space as it was made, where it is at hand: a file holds no constructor, and not how a user's layers are made.
         images: the run's data, where they are at hand.
         torch_device: where networks are scored and trained on: ``cpu``, ``cuda``, ``cuda:1`` ...
     """
 
     path: Path
     settings: dict[str, Any]
-    own: ElasticSpace | None = field(default=None, repr=False, compare=False)
+    own: SearchSpace | None = field(default=None, repr=False, compare=False)
     images: ImageData | None = field(default=None, repr=False, compare=False)
     torch_device: str = field(default="cpu", repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str | Path, *, space: ElasticSpace | None = None, torch_device: str = "cpu") -> Run:
+    def open(cls, path: str | Path, *, space: SearchSpace | None = None, torch_device: str = "cpu") -> Run:
         """Open a folder that `create` made.
 
         Args:
-            space: of a run with networks of your own, where the run cannot or should not find them itself; see
+            space: of a run with networks or layers of your own, where the run cannot or should not find them itself; see
                 `nas.own_models`.
             torch_device: where `nas.score`, `nas.search`, `nas.finetune` and `nas.rank_check` run networks.
 
@@ -79,16 +79,18 @@ class Run:
         return cls(folder, settings, torch_device=torch_device)._with(space)
 
     def _with(self, space: SearchSpace | None) -> Run:
-        """The run with its own networks at hand."""
-        if not isinstance(space, ElasticSpace):
+        """The run with its space at hand: what a file cannot hold of it."""
+        if space is None:
             return self
-        known = self.settings["space"].get("parameters", {})
-        shaped = space.made_with(input_shape=known.get("input_shape"), outputs=known.get("outputs"))
+        shaped = space
+        if isinstance(space, ElasticSpace):
+            known = self.settings["space"].get("parameters", {})
+            shaped = space.made_with(input_shape=known.get("input_shape"), outputs=known.get("outputs"))
         if value_hash(shaped.to_dict()) != value_hash(self.settings["space"]):
             raise UserError(
                 f"{self.path} holds a run of another space: {_brief(self.settings['space'])}, not {_brief(shaped.to_dict())}",
                 allowed="The space that the run was made with",
-                next_step="Give the same constructor, choices, fixed arguments and rules",
+                next_step="Give the same space: of a network of your own its constructor, choices, fixed arguments and rules",
             )
         return replace(self, own=shaped)
 

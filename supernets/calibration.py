@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -14,7 +14,16 @@ from search_spaces import Architecture
 from supernets.data import Examples, ImageData, placed
 from supernets.supernet import Supernet
 
-__all__ = ["CALIBRATION_BATCH", "CALIBRATION_IMAGES", "accuracy", "calibrated", "evaluate", "recalibrate", "resolution_of"]
+__all__ = [
+    "CALIBRATION_BATCH",
+    "CALIBRATION_IMAGES",
+    "accuracy",
+    "calibrated",
+    "calibration_images",
+    "evaluate",
+    "recalibrate",
+    "resolution_of",
+]
 
 CALIBRATION_IMAGES = 2000
 CALIBRATION_BATCH = 200
@@ -86,17 +95,19 @@ def calibrated(supernet: Supernet, arch: Architecture, data: ImageData, *, seed:
     same images for every architecture.
     """
     network = supernet.extract(arch)
-    rng = np.random.default_rng([seed, _DRAW])
     device = next(network.parameters()).device
+    recalibrate(network, calibration_images(data, resolution_of(arch, data), device, seed=seed))
+    return network
+
+
+def calibration_images(data: ImageData, resolution: int, device: torch.device, *, seed: int) -> Iterator[Tensor]:
+    """Up to 2,000 training images, augmented as in training, in equal batches (B, C, H, W) on the device."""
+    rng = np.random.default_rng([seed, _DRAW])
     order = rng.permutation(len(data.train))[:CALIBRATION_IMAGES]
     # Equal batches: the last, smaller one would weigh its noisier variance like the others.
     size = min(CALIBRATION_BATCH, len(order))
-    usable = len(order) // size * size
-    resolution = resolution_of(arch, data)
-    recalibrate(
-        network, (placed(data.train.batch(part, resolution, rng=rng), device) for part in order[:usable].reshape(-1, size))
-    )
-    return network
+    for part in order[: len(order) // size * size].reshape(-1, size):
+        yield placed(data.train.batch(part, resolution, rng=rng), device)
 
 
 def evaluate(network: nn.Module, split: Examples, resolution: int, *, most: int | None = None) -> tuple[float, int]:

@@ -26,7 +26,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, version: 
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
     """
-    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    plain = _separate({name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()})
     about = {"kind": kind, "version": version, "made_by": made_by(), **meta}
     header = {**about, "checksum": _checksum(plain), "about_checksum": value_hash(about)}
     try:
@@ -38,6 +38,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, version: 
             allowed=f"Space for {sum(t.nbytes for t in plain.values()) / 2**20:.1f} MiB; what was there before is unchanged",
             next_step="Free some space, then run the same command again: it goes on from the last checkpoint",
         ) from None
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those that share memory (tied weights) as copies: a file has every name's own."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return found
 
 
 def load_tensors(path: Path, kind: str, version: int, *, make: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -10,14 +10,21 @@ from search_spaces.errors import UserError
 from supernets.data import ImageData
 from supernets.distributed import ALONE, Ranks
 from supernets.phases import plan_phases
-from supernets.recipe import Recipe
+from supernets.recipe import Recipe, check_recipe
 from supernets.supernet import Supernet
 
 __all__ = ["check_torch_device", "check_training"]
 
 
-def check_training(supernet: Supernet, data: ImageData, recipe: Recipe, ranks: Ranks = ALONE) -> None:
-    """Raise a `UserError` unless these can train together."""
+def check_training(supernet: Supernet, data: ImageData, recipe: Recipe, ranks: Ranks = ALONE, *, teacher: bool = False) -> None:
+    """Raise a `UserError` unless these can train together; ``teacher``: one is given."""
+    check_recipe(recipe, f"recipe '{recipe.name}'")
+    if recipe.distill and not (teacher or recipe.sandwich or "full" in recipe.phases):
+        raise UserError(
+            f"recipe '{recipe.name}': distill = {recipe.distill:g}, and nothing teaches",
+            allowed="A teacher is the largest network after the phase 'full', or in every step with sandwich = true",
+            next_step="Add [phases.full] or sandwich = true, or set distill = 0",
+        )
     parts = ranks.world * recipe.accumulate
     if supernet.classes != data.classes:
         raise UserError(

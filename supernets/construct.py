@@ -27,12 +27,12 @@ def construct(space: ElasticSpace, arch: Architecture, *, seed: int = 0, device:
         raise UserError(
             f"the constructor of space '{space.name}' is not loaded",
             allowed="A space that was read from a file has its choices only",
-            next_step="Make it with nas.elastic(build, choices), or open its run with nas.Run.open(RUN, build=...)",
+            next_step="Make it with nas.elastic(build, choices), or open its run with nas.Run.open(RUN, space=...)",
         )
     arguments = space.arguments(arch)
     try:
         with torch.random.fork_rng([]), torch.device(device):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would change a GPU's generator, too
             network = space.build(**arguments)
     except UserError:
         raise

@@ -22,6 +22,7 @@ from supernets.packed import gunzip
 __all__ = ["PARTS", "ImagePool", "read_pool"]
 
 PARTS = ("train", "val", "test")
+MISNAMED = ("valid", "validation", "dev", "eval", "testing")  # folders beside train that somebody else's layout has
 HOLD_OUT = {"val": 0.1, "test": 0.2}  # shares of the given training images, where a split is not given
 STORED_SIDE = 96  # px: larger images gain from random crops of the original, so they are decoded per batch
 STORED_BYTES = 2 << 30
@@ -252,6 +253,8 @@ def _folder(path: Path) -> ImagePool:
     if not path.is_dir():
         raise _bad_folder(path, "does not exist")
     parted = (path / "train").is_dir()
+    if parted and (misnamed := [name for name in MISNAMED if (path / name).is_dir()]):
+        raise _bad_folder(path / misnamed[0], "would be left out: beside train there are val and test")
     roots = {part: path / part for part in PARTS if (path / part).is_dir()} if parted else {"train": path}
     names = _class_folders(roots["train"])
     if len(names) < 2:
@@ -263,7 +266,7 @@ def _folder(path: Path) -> ImagePool:
         if different := sorted(set(names) ^ set(_class_folders(root))):
             raise _bad_folder(root, f"has other classes than {roots['train']}: {', '.join(different[:5])} in one of them only")
         for label, name in enumerate(names):
-            found = sorted(f for f in (root / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+            found = sorted(file for file in (root / name).rglob("*") if _is_image(file, root))
             if not found:
                 raise _bad_folder(root / name, "has no images")
             paths += found
@@ -272,6 +275,12 @@ def _folder(path: Path) -> ImagePool:
     files = [ImageFile(str(file)) for file in paths]
     origins = [file.relative_to(path).as_posix() for file in paths]
     return _encoded(path.resolve().name, files, np.array(labels), np.array(part), class_names=names, origins=origins)
+
+
+def _is_image(file: Path, root: Path) -> bool:
+    """By its suffix; what is hidden, or in a hidden folder, is what editors and systems leave."""
+    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+    return not hidden and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
 
 
 def _class_folders(root: Path) -> list[str]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -93,6 +92,22 @@ class Ranks:
 ALONE = Ranks()
 
 
+class _Summed(torch.autograd.Function):
+    """The sum of a tensor over all processes, and of its gradient."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        values = values.clone()
+        distributed.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(gradient)
+        return gradient
+
+
 class WholeBatch(TorchFunctionMode):
     """While it is active, batch normalisation in training takes its statistics from the images of all processes.
 
@@ -127,9 +142,9 @@ class WholeBatch(TorchFunctionMode):
         if not training:
             return plain(x, running_mean, running_var, weight, bias, training, momentum, eps)  # type: ignore[no-any-return]
         own = torch.stack(torch.var_mean(x.float().transpose(0, 1).flatten(1), dim=1, correction=0))  # (2, C)
-        rows = torch.zeros(self._ranks.world, *own.shape, device=own.device)  # a row per process: squares would cancel
-        place = torch.tensor([self._ranks.rank], device=own.device)
-        rows = all_reduce(rows.index_copy(0, place, own[None]))  # type: ignore[no-untyped-call]
+        before, after = self._ranks.rank, self._ranks.world - self._ranks.rank - 1
+        rows = F.pad(own[None], (0, 0, 0, 0, before, after))  # (world, 2, C), a row per process: squares would cancel
+        rows = _Summed.apply(rows)  # type: ignore[no-untyped-call]
         mean = rows[:, 1].mean(0)
         variance = (rows[:, 0] + (rows[:, 1] - mean).square()).mean(0)
         scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()

@@ -20,6 +20,7 @@ from supernets.phases import Phase, plan_phases
 from supernets.recipe import Recipe
 from supernets.steps import Steps, networks_per_step
 from supernets.supernet import Supernet
+from supernets.teaching import Teacher
 
 __all__ = ["PhaseEstimate", "estimate_training"]
 
@@ -71,7 +72,7 @@ def estimate_training(
     try:
         for phase in phases:
             if recipe.distill and not recipe.sandwich and phase.opens != "full" and phases[0].opens == "full":
-                steps.teacher = twin.extract(twin.space.largest).eval().requires_grad_(False)
+                steps.teacher = Teacher(twin.extract(twin.space.largest))
             step_s = _time_steps(steps, phase)
             count = phase.stop - phase.start
             networks = networks_per_step(recipe, phase)
@@ -88,10 +89,10 @@ def _time_steps(steps: Steps, phase: Phase) -> float:
     times = []
     for step in range(_WARM_UP + _MEASURED):
         begun = time.perf_counter()
-        optimiser.zero_grad(set_to_none=True)
-        steps.gradients(step, phase)
-        steps.scaler.step(optimiser)
-        steps.scaler.update()
+        for _ in steps.gradients(step, phase):
+            steps.scaler.step(optimiser)
+            steps.scaler.update()
+            optimiser.zero_grad(set_to_none=True)
         if steps.device.type == "cuda":
             torch.cuda.synchronize(steps.device)
         times.append(time.perf_counter() - begun)

@@ -23,7 +23,7 @@ def make_optimiser(model: nn.Module, recipe: Recipe, *, lr: float) -> torch.opti
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if "kernels." in name:
+        if name.startswith("kernels."):  # the supernet's own, not a module of that name in a user's network
             (decayed if recipe.decay_kernel_maps else plain).append(parameter)
         else:
             (plain if parameter.ndim < 2 else decayed).append(parameter)

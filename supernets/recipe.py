@@ -13,7 +13,7 @@ from typing import Any
 from search_spaces.errors import UserError
 from search_spaces.records import parse_toml, reading
 
-__all__ = ["PhaseSettings", "Recipe"]
+__all__ = ["PhaseSettings", "Recipe", "check_recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,9 @@ class Recipe:
         precision: of forward and backward passes: ``fp32``; ``bf16``; ``fp16`` with a loss scale that adapts itself.
             Weights, losses and statistics are float32 in all of them. Half precision pays on GPUs; on most CPUs it is slower.
         label_smoothing: share of every label that is spread over all classes.
-        subnet_loss: ``sum`` or ``mean`` over the networks of a step. A sum makes the gradient grow with their number
-            (Once-for-all's learning rates include that).
+        subnet_loss: what moves the weights: the ``sum`` or the ``mean`` over the networks of a step, once, or ``each`` one by
+            itself, one after the other. A sum makes the gradient grow with their number (Once-for-all's learning rates
+            include that); moving for each learns more from the same images and takes as long.
         distill: weight of the teacher's soft labels; 0 trains without a teacher.
         distill_loss: ``cross-entropy``, or ``alpha-divergence`` (AlphaNet, arXiv 2102.07954), which also punishes a
             student that is surer than its teacher.
@@ -120,7 +121,7 @@ class Recipe:
             )
         phases = {name: _typed(PhaseSettings, settings, f"{source}: phases.{name}") for name, settings in raw.items()}
         recipe: Recipe = _typed(cls, given | {"phases": phases}, source)
-        _check(recipe, source)
+        check_recipe(recipe, source)
         return recipe
 
     @classmethod
@@ -156,14 +157,15 @@ _WORDS = {
     "optimiser": ("sgd", "adamw"),
     "norm": ("part", "batch"),
     "precision": ("fp32", "bf16", "fp16"),
-    "subnet_loss": ("sum", "mean"),
+    "subnet_loss": ("sum", "mean", "each"),
     "distill_loss": ("cross-entropy", "alpha-divergence"),
     "teacher": ("eval", "train"),
     "sample": ("uniform", "best-up", "worst-up"),
 }
 
 
-def _check(recipe: Recipe, source: str) -> None:
+def check_recipe(recipe: Recipe, source: str) -> None:
+    """Raise a `UserError` that begins with ``source`` for a value out of its range."""
     ranges: list[tuple[str, Any, bool, str]] = [
         ("epochs", recipe.epochs, 0 < recipe.epochs < math.inf, "above 0"),
         ("batch", recipe.batch, recipe.batch >= 2, "at least 2 (batch normalisation needs more than one image)"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from search_spaces import Architecture, SearchSpace
@@ -24,6 +24,7 @@ from supernets.losses import batch_loss
 from supernets.phases import Phase
 from supernets.recipe import Recipe
 from supernets.supernet import Supernet
+from supernets.teaching import Teacher
 
 __all__ = ["Steps", "networks_per_step"]
 
@@ -48,7 +49,7 @@ class Steps:
 
     Attributes:
         scaler: of the loss; does nothing but with fp16.
-        teacher: a network that is not trained; None: there is none, or the largest network teaches in place.
+        teacher: what is not trained and teaches; None: there is none, or the largest network teaches in place.
     """
 
     supernet: Supernet
@@ -57,60 +58,59 @@ class Steps:
     seed: int
     ranks: Ranks
     scaler: torch.amp.GradScaler
-    teacher: nn.Module | None = None
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         self.device = next(self.supernet.parameters()).device
         self.per_epoch = len(self.data.train) // self.recipe.batch
         self._order: tuple[int, np.ndarray[Any, Any]] | None = None
 
-    def gradients(self, step: int, phase: Phase) -> tuple[Tensor, int]:
-        """Leave a step's gradients in the supernet: the mean over the images, the sum (or mean) over the networks.
+    def gradients(self, step: int, phase: Phase) -> Iterator[tuple[Tensor, int]]:
+        """Leave a step's gradients in the supernet, once for all of its networks, or for one after the other.
 
-        Returns: the loss of this process's parts, summed over networks and divided by the number of all parts, as a tensor
+        They are the mean over the images, and the sum (or mean) over networks. The caller moves the weights and clears the
+        gradients before it asks for more.
+
+        Yields: the loss of this process's parts, summed over the networks and divided by the number of all parts, as a tensor
         that is not waited for; and the number of networks.
         """
         self.supernet.train()
-        parts = list(self.ranks.parts(self.recipe.accumulate))
-        batches = {part: _Batch(self, step, part) for part in parts}
-        archs = self._architectures(step, phase, batches)
-        count = networks_per_step(self.recipe, phase)
-        share = 1 / (self.ranks.world * self.recipe.accumulate)
-        scale = share / count if self.recipe.subnet_loss == "mean" else share
-        total = torch.zeros((), device=self.device)
-        for part, batch in batches.items():
-            with self._drawing(step, part):
-                total += self._part(batch, archs, scale, sandwich=_is_sandwich(self.recipe, phase))
-        return total * share if share != 1 else total, count
-
-    def _part(self, batch: _Batch, archs: list[Architecture], scale: float, *, sandwich: bool) -> Tensor:
-        """Gradients of one part of the batch; returns its loss, summed over the networks."""
-        soft, total = None, torch.zeros((), device=self.device)
+        batches = {part: _Batch(self, step, part) for part in self.ranks.parts(self.recipe.accumulate)}
+        networks = self._architectures(step, phase, batches)
+        sandwich = _is_sandwich(self.recipe, phase)
         if sandwich:
-            largest = self.supernet.space.largest
-            images, labels = batch.at(resolution_of(largest, self.data))
-            logits, loss = self._learn(largest, images, labels, None, scale)
-            soft, total = F.softmax(logits.detach().float(), dim=1), total + loss
-        images, labels = batch.at(resolution_of(archs[0], self.data))
-        if self.teacher is not None:
-            with torch.no_grad(), self._forward():
-                soft = F.softmax(self.teacher(images).float(), dim=1)  # (B, classes)
-        # Added up by themselves first: in this order a loss has the same bits whatever else the step does.
-        taught = torch.zeros((), device=self.device)
-        for arch in archs:
-            taught += self._learn(arch, images, labels, soft, scale)[1]
-        return total + taught
+            networks = [self.supernet.space.largest, *networks]
+        together = 1 if self.recipe.subnet_loss == "each" else len(networks)
+        share = 1 / (self.ranks.world * self.recipe.accumulate)
+        scale = share / together if self.recipe.subnet_loss == "mean" else share
+        for start in range(0, len(networks), together):
+            total = torch.zeros((), device=self.device)
+            for number in range(start, start + together):
+                for part, batch in batches.items():
+                    with self._drawing(step, part, number):
+                        total += self._learn(networks[number], batch, scale, teaches=sandwich and number == 0)
+            yield total * share if share != 1 else total, together
 
-    def _learn(
-        self, arch: Architecture, images: Tensor, labels: Tensor, soft: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Add one network's gradients; returns its logits (B, classes) and its mean loss, not scaled."""
+    def _learn(self, arch: Architecture, batch: _Batch, scale: float, *, teaches: bool) -> Tensor:
+        """Add one network's gradients on a part of the batch; returns its mean loss, not scaled."""
+        resolution = resolution_of(arch, self.data)
+        images, labels = batch.at(resolution)
+        soft = None if teaches else self._taught(batch, images, resolution)
         with self._forward():
             logits = self.supernet(images, arch)
+        if teaches and self.teacher is None:
+            batch.soft = F.softmax(logits.detach().float(), dim=1)
         loss = batch_loss(self.recipe, logits, labels, soft)
         scaled = loss if scale == 1 else loss * scale
         self.scaler.scale(scaled).backward()  # type: ignore[no-untyped-call]
-        return logits, loss.detach()
+        return loss.detach()
+
+    def _taught(self, batch: _Batch, images: Tensor, resolution: int) -> Tensor | None:
+        """What the teacher says of a part's images, (B, classes) probabilities, asked once; None without a teacher."""
+        if batch.soft is None and self.teacher is not None:
+            with self._forward():
+                batch.soft = self.teacher(images, resolution)
+        return batch.soft
 
     @contextmanager
     def _forward(self) -> Iterator[None]:
@@ -124,10 +124,10 @@ class Steps:
             yield
 
     @contextmanager
-    def _drawing(self, step: int, part: int) -> Iterator[None]:
+    def _drawing(self, step: int, part: int, network: int) -> Iterator[None]:
         """Dropout takes no generator: a seed of its own, and the caller's state is restored."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(int(np.random.SeedSequence((self.seed, step, part)).generate_state(1)[0]))
+            torch.manual_seed(int(np.random.SeedSequence((self.seed, step, part, network)).generate_state(1)[0]))
             yield
 
     # ---- which networks ----
@@ -165,7 +165,7 @@ class Steps:
         total = torch.zeros(len(archs), device=self.device)
         for part, batch in batches.items():
             images, labels = batch.at(resolution_of(archs[0], self.data))
-            with self._drawing(step, part), self._forward():
+            with self._drawing(step, part, 0), self._forward():
                 total += torch.stack([F.cross_entropy(self.supernet(images, arch).float(), labels) for arch in archs])
         return total
 
@@ -187,9 +187,10 @@ class Steps:
 
 
 class _Batch:
-    """A part of a step's images, made once per resolution."""
+    """A part of a step's images, made once per resolution, and what a teacher says of them, (B, classes) probabilities."""
 
     def __init__(self, steps: Steps, step: int, part: int) -> None:
+        self.soft: Tensor | None = None
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
         self._steps, self._step, self._part = steps, step, part
 

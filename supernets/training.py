@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 from search_spaces.records import reading
-from supernets.calibration import calibrated
 from supernets.checks import check_training
 from supernets.data import ImageData, shown_to
 from supernets.distributed import ALONE, Ranks
@@ -29,6 +28,7 @@ from supernets.sorting import sort_channels
 from supernets.states import CheckpointFile
 from supernets.steps import Steps, networks_per_step
 from supernets.supernet import Supernet, load_weights
+from supernets.teaching import Teacher
 
 __all__ = ["Interrupted", "Trained", "train"]
 
@@ -94,7 +94,8 @@ def train(
         log: CSV file of losses, speed and validations; default: beside the checkpoint, with the suffix ``.csv``.
         scalars: folder for the same as TensorBoard scalars.
         save_every_s: seconds between checkpoints (one is written at every end of a phase too).
-        teacher: a network that teaches, unless ``recipe.distill`` is 0; on the supernet's device.
+        teacher: a network that teaches, unless ``recipe.distill`` is 0; on the supernet's device, with the statistics that
+            it is to normalise by.
         ranks: the processes that train together; every one of them calls this alike.
         stop: asked after every step; True saves and raises `Interrupted`.
         label: what progress calls this training.
@@ -106,7 +107,7 @@ def train(
     """
     supernet.bind(data.input_shape)
     data = shown_to(data, supernet.space)
-    check_training(supernet, data, recipe, ranks)
+    check_training(supernet, data, recipe, ranks, teacher=teacher is not None)
     log = log or (checkpoint and checkpoint.with_suffix(".csv"))
     own = ranks.first  # one process writes
     rows = TrainingLog(log if own else None, scalars if own else None)
@@ -159,7 +160,7 @@ class _Run:
         self.stepper = Steps(supernet, data, recipe, seed, ranks, self.scaler)
         self.given_teacher = teacher is not None
         if teacher is not None and recipe.distill:
-            self._teach(teacher)
+            self.stepper.teacher = Teacher(teacher, mode=recipe.teacher)
         self._parts = ranks.world * recipe.accumulate
         self.steps = recipe.steps(len(data.train))
         self.phases = plan_phases(recipe, supernet.space, steps=self.steps)
@@ -236,7 +237,7 @@ class _Run:
         self._read_losses()
         with self._averaged():
             if phase.opens == "full" and self.recipe.distill and not self.recipe.sandwich and not self.given_teacher:
-                self._teach(calibrated(self.supernet, self.supernet.space.largest, self.data, seed=self.seed))
+                self._teach(self.supernet.extract(self.supernet.space.largest))
             found = validate(self.supernet, phase, self.data, seed=self.seed, randoms=False) if self.ranks.first else {}
         row: dict[str, Any] = {"phase": phase.name, "step": self.step, "loss": float(np.mean(self.losses[-100:])), **found}
         self._judge(found.get("largest", 0.0))
@@ -256,13 +257,8 @@ class _Run:
         return any(phase.start == self.step and phase.settings.sort for phase in self.phases)
 
     def _teach(self, teacher: nn.Module) -> None:
-        """Let a network teach: its weights are fixed; its statistics too, unless the recipe says otherwise."""
-        teacher.requires_grad_(False).eval()
-        if self.recipe.teacher == "train":
-            for module in teacher.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.train()
-        self.stepper.teacher = teacher
+        """Let the largest network teach, as it is."""
+        self.stepper.teacher = Teacher(teacher, mode=self.recipe.teacher, data=self.data, seed=self.seed)
 
     def finish(self) -> None:
         """The averaged weights, where there are some, are the result."""
@@ -285,11 +281,21 @@ class _Run:
         for group in optimiser.param_groups:
             group["lr"] = self._learning_rate(phase)
         optimiser.zero_grad(set_to_none=True)
-        total, networks = self.stepper.gradients(self.step, phase)
+        passes = [(self._move(optimiser, loss), count) for loss, count in self.stepper.gradients(self.step, phase)]
+        networks = sum(count for _, count in passes)
+        if self.average is not None:
+            self.average.update()
+        self.step += 1
+        self._work += networks
+        self._unread.append((torch.stack([loss for loss, _ in passes]).sum(), networks))
+        self.rows.seen(self.recipe.batch)
+
+    def _move(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        """Move the weights by their gradients, which are cleared; returns the loss of all processes."""
         parameters = list(self.supernet.parameters())
         if self.ranks.world > 1:
-            asked = torch.full_like(total, float(self.stop()))
-            total, asked = self.ranks.exchange(parameters, torch.stack([total, asked])).unbind()
+            asked = torch.full_like(loss, float(self.stop()))
+            loss, asked = self.ranks.exchange(parameters, torch.stack([loss, asked])).unbind()
             self._asked = self._asked + asked
         self.scaler.unscale_(optimiser)
         if self.recipe.clip_value:
@@ -298,12 +304,8 @@ class _Run:
             nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
         self.scaler.step(optimiser)
         self.scaler.update()
-        if self.average is not None:
-            self.average.update()
-        self.step += 1
-        self._work += networks
-        self._unread.append((total, networks))
-        self.rows.seen(self.recipe.batch)
+        optimiser.zero_grad(set_to_none=True)
+        return loss
 
     def _learning_rate(self, phase: Phase) -> float:
         """Warm-up and cosine over the phase, or over the whole run."""
@@ -405,7 +407,7 @@ class _Run:
             return
         groups = {"supernet": self.supernet.state_dict(), "optimiser": remembered}
         if self.stepper.teacher is not None and not self.given_teacher:
-            groups["teacher"] = self.stepper.teacher.state_dict()
+            groups["teacher"] = self.stepper.teacher.network.state_dict()
         meta: dict[str, Any] = {"step": self.step, "log": self.log, "good_step": self.good_step, "parts": self._parts}
         meta |= {"lr_scale": self.lr_scale, "best": self.best, "scaler": self.scaler.state_dict(), "noted": self._noted}
         if self.average is not None:

@@ -137,6 +137,12 @@ def _own_device(name: str, ranks: Ranks) -> str:
     from supernets.checks import check_torch_device
 
     check_torch_device(name)
+    if ranks.world > 1 and name.startswith("cuda:"):
+        raise UserError(
+            f"--torch-device {name} in {ranks.world} processes",
+            allowed="Each process takes a GPU of its own",
+            next_step="Write --torch-device cuda; CUDA_VISIBLE_DEVICES says which ones there are",
+        )
     return f"cuda:{ranks.local}" if name == "cuda" else name
 
 

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 import nas
+from nas.cli.training import _own_device
 from nas.fidelity import kendall
 from nas.finetuning import deployed_network, find_network
 from nas.recipes import load_recipe
 from nas.runs import Run
 from search_spaces import UserError
-from supernets import ImageData, Interrupted, evaluate
+from search_spaces.layers import Conv, GlobalPool, Linear
+from search_spaces.space import Position
+from supernets import ImageData, Interrupted, Ranks, evaluate
 from tests.nas.test_cli import nas as command
 from tests.nas.test_cli import refused
 
@@ -61,6 +64,52 @@ def test_a_run_of_an_older_version_opens_and_goes_on(run: Run, data: ImageData) 
     nas.train(new_supernet(data), data, out=run.path, recipe=load_recipe("sandwich", epochs=2.0), seed=0)
     with pytest.raises(UserError, match=r"its recipe differs \(name was sandwich, now attentive\)"):
         nas.train(new_supernet(data), data, out=run.path, recipe=load_recipe("attentive", epochs=2.0), seed=0)
+
+
+def test_epochs_count_for_every_kind_of_recipe(data: ImageData, tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("batch = 64\n[phases.full]\n[phases.other]\n")
+    for recipe in ("progressive", load_recipe("progressive"), file, str(file)):
+        phases = nas.estimate_training(new_supernet(data), data, recipe=recipe, epochs=8.0)
+        assert sum(phase.epochs for phase in phases) == pytest.approx(8.0, rel=0.01)
+
+
+def test_a_space_of_layers_of_ones_own_goes_all_the_way(tmp_path: Path) -> None:
+    data = nas.load_data("fake:8x3x5", seed=0)
+
+    def space(widths: list[int]) -> nas.SearchSpace:
+        return nas.SearchSpace(
+            {"width": widths, "kernel": [3, 5]},
+            name="one-convolution",
+            parameters={"classes": 5, "channels": 3},
+            positions=[
+                Position("first", ("width", "kernel"), lambda width, kernel: Conv(8, 3, width, kernel, 1, "relu")),
+                Position("pool", ("width",), lambda width: GlobalPool(8, width)),
+                Position("classifier", ("width",), lambda width: Linear(1, width, 5)),
+            ],
+            shrink=("kernel", "width"),
+            traits={"norm_eps": 1e-5, "norm_momentum": 0.1},
+        )
+
+    own = space([8, 12])
+    run = nas.train(nas.Supernet(own), data, out=tmp_path / "run", recipe="quick", epochs=0.5)
+    assert len(nas.score(run, samples=20, images=50)) == own.count() == 4
+    again = Run.open(run.path, space=space([8, 12]))
+    assert again.supernet().space == own
+    assert len(nas.score(again, samples=20, images=50)) == 4
+    with pytest.raises(UserError, match="another space"):
+        Run.open(run.path, space=space([8, 16]))
+    with pytest.raises(UserError, match="no network behind it") as caught:
+        Run.open(run.path).supernet()
+    assert "nas.Run.open(RUN, space=...)" in caught.value.next_step
+
+
+def test_a_gpu_of_ones_own_is_not_shared_by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("supernets.checks.check_torch_device", lambda name: None)
+    assert [_own_device("cuda", Ranks(rank, 2, rank)) for rank in range(2)] == ["cuda:0", "cuda:1"]
+    assert _own_device("cuda:1", Ranks()) == "cuda:1"
+    with pytest.raises(UserError, match="cuda:1 in 2 processes"):
+        _own_device("cuda:1", Ranks(0, 2, 0))
 
 
 def test_nothing_is_made_for_training_that_cannot_begin(data: ImageData, tmp_path: Path) -> None:

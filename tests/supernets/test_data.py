@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -315,6 +316,23 @@ def test_folder_layouts(tmp_path: Path, parts: tuple[str, ...], sizes: list[int]
     assert [len(split) for split in splits(data)] == sizes
     assert data.to_dict()["held_out"] == held_out
     assert (data.name, data.size, data.channels, data.class_names) == ("photos", 32, 3, ("class_0", "class_1"))
+
+
+def test_what_editors_and_systems_leave_is_no_image(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos")
+    before = load_data(str(folder))
+    image = next((folder / "class_0").glob("*.png"))
+    (folder / "class_0" / ".checkpoints").mkdir()
+    shutil.copy(image, folder / "class_0" / ".checkpoints" / image.name)
+    (folder / "class_0" / f"._{image.name}").write_bytes(b"no image")
+    assert load_data(str(folder)).hash == before.hash
+
+
+def test_a_split_of_another_name_is_not_left_out_silently(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos", parts=("train", "val"))
+    (folder / "val").rename(folder / "valid")
+    with pytest.raises(UserError, match="valid would be left out"):
+        load_data(str(folder))
 
 
 def test_folder_agrees_with_torchvision(tmp_path: Path) -> None:

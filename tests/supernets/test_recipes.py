@@ -66,7 +66,7 @@ def steps_of(net: Supernet, data: ImageData, recipe: Recipe, seed: int = 3) -> S
 def gradients(data: ImageData, recipe: Recipe, step: int = 0) -> dict[str, torch.Tensor]:
     net = new_supernet()
     phase = plan_phases(recipe, net.space, steps=100)[-1]
-    steps_of(net, data, recipe).gradients(step, phase)
+    list(steps_of(net, data, recipe).gradients(step, phase))
     return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
@@ -134,6 +134,33 @@ def test_a_mean_over_networks_is_the_sum_divided(data: ImageData) -> None:
         assert torch.allclose(gradient / 4, mean[name], atol=1e-7)
 
 
+def test_each_network_moves_the_weights_by_itself(data: ImageData) -> None:
+    recipe = replace(ALL, subnet_loss="each", momentum=0.0)
+    net, plain = new_supernet(), new_supernet()
+    phase = plan_phases(recipe, net.space, steps=100)[-1]
+    steps, optimiser = steps_of(net, data, recipe), torch.optim.SGD(net.parameters(), lr=0.1)
+    losses = []
+    for loss, networks in steps.gradients(0, phase):
+        assert networks == 1
+        losses.append(float(loss))
+        optimiser.step()
+        optimiser.zero_grad()
+    by_hand, hand = torch.optim.SGD(plain.parameters(), lr=0.1), steps_of(plain, data, recipe)
+    archs = hand._architectures(0, phase, {})
+    soft = None
+    for number, (arch, found) in enumerate(zip([plain.space.largest, *archs], losses, strict=True)):
+        images, labels = steps.images(0, 0, arch["resolution"])
+        with hand._drawing(0, 0, number):  # the same dropout
+            logits = plain(images, arch)
+        loss = batch_loss(recipe, logits, labels, soft)
+        assert float(loss.detach()) == pytest.approx(found, rel=1e-5)
+        by_hand.zero_grad()
+        loss.backward()
+        by_hand.step()
+        soft = F.softmax(logits.detach(), dim=1) if soft is None else soft
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(net.parameters(), plain.parameters(), strict=True))
+
+
 def test_accumulated_parts_are_averaged(data: ImageData) -> None:
     both = gradients(data, replace(ALL, accumulate=2))
     net = new_supernet()
@@ -143,7 +170,7 @@ def test_accumulated_parts_are_averaged(data: ImageData) -> None:
     assert len(first[0]) == len(second[0]) == 16
     whole = steps_of(net, data, ALL).images(0, 0, 20)[1]
     assert torch.equal(torch.cat([first[1], second[1]]), whole)  # the same images, in two parts
-    loss, networks = steps.gradients(0, phase)
+    ((loss, networks),) = steps.gradients(0, phase)
     assert networks == 4
     assert float(loss) > 0
     assert both.keys() == {name for name, p in net.named_parameters() if p.grad is not None}
@@ -152,7 +179,7 @@ def test_accumulated_parts_are_averaged(data: ImageData) -> None:
         twin = new_supernet()
         alone = steps_of(twin, data, replace(ALL, accumulate=2))
         alone.ranks = mock.Mock(world=1, parts=lambda _, part=part: [part])
-        alone.gradients(0, phase)
+        list(alone.gradients(0, phase))
         halves.append({name: p.grad for name, p in twin.named_parameters() if p.grad is not None})
     for name, gradient in both.items():
         assert torch.allclose(gradient, halves[0][name] + halves[1][name], atol=1e-6)
@@ -180,7 +207,7 @@ def test_attentive_sampling_takes_the_best_or_worst_of_like_macs(data: ImageData
         return forward(self, x, arch)
 
     with mock.patch.object(Steps, "_ranking", ranking), mock.patch.object(Supernet, "forward", note):
-        steps.gradients(7, phase)
+        list(steps.gradients(7, phase))
     assert len(ranked) == 2
     chosen = [archs[choose(losses.numpy())] for archs, losses in ranked]
     assert run == [net.space.largest, *chosen, net.space.restrict(resolution=[chosen[0]["resolution"]]).smallest]
@@ -238,7 +265,7 @@ def test_the_fused_optimiser_is_the_plain_one(data: ImageData, kind: str) -> Non
     for group in optimisers[1].param_groups:
         group["fused"] = False
     for step in range(3):
-        steps_of(fused, data, recipe).gradients(step, phase)
+        list(steps_of(fused, data, recipe).gradients(step, phase))
         for a, b in zip(fused.parameters(), plain.parameters(), strict=True):
             b.grad = None if a.grad is None else a.grad.clone()
         for optimiser in optimisers:

@@ -21,6 +21,7 @@ from supernets import (
     Recipe,
     Supernet,
     calibrated,
+    elastic,
     evaluate,
     load_data,
     load_tensors,
@@ -29,6 +30,7 @@ from supernets import (
     train,
 )
 from supernets.optimising import learning_rate
+from supernets.teaching import Teacher
 
 RECIPE = Recipe(
     name="test",
@@ -203,6 +205,65 @@ def test_bad_matches_are_named(data: ImageData) -> None:
     hot = {name: replace(phase, lr=1e12, warmup=0.0) for name, phase in RECIPE.phases.items()}
     with pytest.raises(UserError, match="diverged at step"):
         train(new_supernet(data), data, replace(RECIPE, phases=hot))
+
+
+def test_a_recipe_is_checked_however_it_was_made(data: ImageData) -> None:
+    for wrong, message in (
+        ({"optimiser": "adam"}, "recipe 'r'.*optimiser = 'adam'"),
+        ({"precision": "bfloat16"}, "precision"),
+        ({"phases": {"all": PhaseSettings()}, "distill": 1.0, "sandwich": False}, "nothing teaches"),
+    ):
+        net = new_supernet(data)
+        before = weights(net)
+        with pytest.raises(UserError, match=message):
+            train(net, data, replace(RECIPE, name="r", **wrong))
+        assert same(weights(net), before)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_teacher_normalises_by_what_it_sees(data: ImageData, mode: str) -> None:
+    net = new_supernet(data, resolution=(12, 16))
+    largest = net.space.largest
+    teacher = Teacher(net.extract(largest), mode=mode, data=data, seed=3)
+    for resolution in (12, 16, 12):
+        images = data.val.batch(range(40), resolution)
+        arch = net.space.architecture(**{**largest.to_dict(), "resolution": resolution})
+        own = calibrated(net, arch, data, seed=3)
+        own.train(mode == "train")
+        with torch.no_grad():
+            wanted = own(images).softmax(1)
+        assert torch.equal(teacher(images, resolution), wanted) or mode == "train"
+        if mode == "train":
+            assert torch.allclose(teacher(images, resolution), teacher(images, resolution))
+    kept = Teacher(calibrated(net, largest, data, seed=3))  # a network that is given keeps its statistics
+    images = data.val.batch(range(40), 12)
+    with torch.no_grad():
+        assert torch.equal(kept(images, 12), calibrated(net, largest, data, seed=3)(images).softmax(1))
+
+
+class TiedHeads(torch.nn.Module):
+    """One weight under two names."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, width, 3, bias=False)
+        self.first, self.second = torch.nn.Linear(width, 4), torch.nn.Linear(width, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).relu()
+        return self.first(x.amax((2, 3))) + self.second(x.mean((2, 3)))
+
+
+def test_tied_weights_survive_a_checkpoint(data: ImageData, tmp_path: Path) -> None:
+    own, file = elastic(TiedHeads, {"width": [4, 6, 8]}, input_shape=(1, 28, 28)), tmp_path / "c.safetensors"
+    recipe = Recipe(name="tied", epochs=1.0, batch=32, sandwich=True, phases={"all": PhaseSettings(lr=0.05)})
+    unbroken, stopped, again = (Supernet(own, seed=seed) for seed in (0, 0, 1))
+    train(unbroken, data, recipe)
+    with pytest.raises(Interrupted):
+        train(stopped, data, recipe, checkpoint=file, stop=StopAt(3))
+    train(again, data, recipe, checkpoint=file)
+    assert same(weights(unbroken), weights(again))
 
 
 def test_grey_images_train_a_network_for_colour(data: ImageData) -> None:
