@@ -29,6 +29,8 @@ from search_spaces.errors import UserError
 
 __all__ = ["FilePixels", "ImageFile", "ImageHeader", "Pixels", "StoredPixels", "normalise", "read_header", "resize"]
 
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what files of these formats have at their end
+_TAIL = 4096  # bytes in which it is looked for
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)  # what PIL raises
 _GREY_MODES = frozenset({"1", "L", "LA", "La"})
 
@@ -151,10 +153,11 @@ class ImageHeader(NamedTuple):
 def read_header(file: ImageFile) -> ImageHeader:
     """The header of one image.
 
-    The fingerprint is the length in bytes and a checksum of the first 64 KiB: photographs need not be read whole.
+    The fingerprint is the length in bytes and a checksum of the first 64 KiB: photographs need not be read whole. One that does
+    not end as its format does may have been cut off, and is decoded to find out: training must not find it hours later.
 
     Raises:
-        UserError: not an image, or more than 8 bits a channel.
+        UserError: not an image, one that was cut off, or more than 8 bits a channel.
     """
     with _opened(file) as (image, stream):
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
@@ -166,6 +169,9 @@ def read_header(file: ImageFile) -> ImageHeader:
         stream.seek(0)
         checksum = zlib.crc32(stream.read(1 << 16))
         length = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, length - _TAIL))
+        if _ENDS.get(image.format or "", b"") not in stream.read():
+            image.load()  # others put something of their own behind the end
         return ImageHeader(image.width, image.height, image.mode in _GREY_MODES, f"{length}:{checksum:08x}")
 
 

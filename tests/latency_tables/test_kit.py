@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import nas
 import search_spaces
 from latency_tables import Amount, LatencyTable, Plan
 from latency_tables.by_hand import import_kit, make_kit
@@ -19,6 +20,8 @@ from latency_tables.device import Options
 from latency_tables.entries import Entry
 from latency_tables.kit import SCRIPT
 from search_spaces import UserError
+from supernets import ElasticWriter, elastic
+from tests.own_networks import PlainCnn
 
 SPACE = search_spaces.build("small-mobilenet", width=0.25, resolution=[16]).restrict(kernel=[3], depth=[1], expand=[2, 4])
 FAST = Plan(rounds=3, least=3, warmup=1, sample_ms=0.02)
@@ -59,6 +62,16 @@ def test_a_kit_gives_the_table_of_the_machine_it_ran_on(kit: Path, tmp_path: Pat
     assert any(entry.alone.median_ms == pytest.approx(median) for median in medians)
     with pytest.raises(UserError, match="there already"):
         import_kit(kit, "table://board", out=tmp_path / "t.json")
+
+
+def test_a_kit_of_a_network_of_ones_own_comes_back(tmp_path: Path) -> None:
+    space = elastic(PlainCnn, {"depth": [1, 2, 3], "width": [4, 8]}, input_shape=(1, 16, 16), fixed={"kernel": 3})
+    make_kit(space, tmp_path / "kit", amount=Amount(3, 2), plan=FAST, writer=ElasticWriter(space))
+    done = run_there(tmp_path / "kit")
+    assert done.returncode == 0, done.stderr
+    table = nas.import_kit(tmp_path / "kit", name="board", space=space)
+    assert set(table.entries) == {layer.key for layer in space.layers()}
+    assert table.estimate(space.largest) > 0
 
 
 def test_a_kit_is_small_and_needs_no_toolkit(run_once: Path) -> None:

@@ -433,6 +433,18 @@ def test_too_few_images_and_no_folder(tmp_path: Path) -> None:
         load_data(f"cifar100:{tmp_path / 'nowhere'}")
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_large_images_that_were_cut_off_are_found_at_once(tmp_path: Path, suffix: str) -> None:
+    load_data(str(make_folder(tmp_path, size=(200, 150), suffix=suffix)))
+    file = sorted(tmp_path.rglob(f"*{suffix}"))[3]
+    whole = file.read_bytes()
+    file.write_bytes(whole + bytes(10_000))  # what some phones add behind the picture
+    load_data(str(tmp_path))
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=f"{file.name} cannot be read as an image"):
+        load_data(str(tmp_path))
+
+
 def test_an_image_that_is_damaged_later_is_named(tmp_path: Path) -> None:
     data = load_data(str(make_folder(tmp_path, size=(200, 150), suffix=".jpg")))
     for file in tmp_path.rglob("*.jpg"):
