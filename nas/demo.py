@@ -9,6 +9,7 @@ from typing import Any
 
 from nas import api
 from nas.baselines import Baseline, train_largest_alone
+from nas.beginning import data_line, sides, space_line
 from nas.exporting import exports_summary
 from nas.pareto import ParetoFront
 from nas.runs import Run
@@ -182,10 +183,8 @@ def _train(
         channels=images.channels,
     )
     space = _affordable(space, budget.largest_macs)
-    counts = f"{len(images.train)} images to train, {len(images.val)} to score, {len(images.test)} to test"
-    progress.say(f"data        {images.name}: {counts}")
-    sides = ", ".join(map(str, _sides(space)))
-    progress.say(f"space       {space.key} at {sides} px: {space.count():.2e} networks, {len(space.layers())} different layers")
+    progress.say(data_line(images))
+    progress.say(space_line(space))
     epochs = budget.macs / space.macs(space.largest) / len(images.train)
     if epochs < budget.augmented_from:
         images = images.plain()
@@ -200,12 +199,8 @@ def _seen(run: Run, epochs: float) -> int:
     return round(epochs * (len(run.data().train) // batch)) * batch
 
 
-def _sides(space: SearchSpace) -> list[int]:
-    return [int(side) for gene in space.genes if gene.choice == "resolution" for side in gene.options]
-
-
 def _affordable(space: SearchSpace, most: float) -> SearchSpace:
     """The part of a space with the input sizes at which the largest network takes at most so many MACs; the smallest stays."""
-    sides = _sides(space)
-    parts = [space.restrict(resolution=sides[: count + 1]) for count in range(len(sides))]
+    offered = sides(space)
+    parts = [space.restrict(resolution=offered[: count + 1]) for count in range(len(offered))]
     return max((part for part in parts[1:] if part.macs(part.largest) <= most), key=SearchSpace.count, default=parts[0])

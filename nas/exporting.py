@@ -26,7 +26,7 @@ from search_spaces.artifacts import atomic_path, file_hash, made_by, read_json, 
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
 from search_spaces.records import member, reading, record
-from supernets import ImageData, Network, export_onnx, resolution_of
+from supernets import ImageData, Network, Split, export_onnx, resolution_of
 
 __all__ = ["Export", "export_points", "read_export", "write_onnx"]
 
@@ -254,7 +254,13 @@ def _about(run: Run, point: Point, data: ImageData, resolution: int) -> dict[str
         "weights": run.weights_hash(),
         "data": data.hash,
         "classes": list(data.class_names),
-        "input": {"size": resolution, "channels": data.channels, "mean": list(data.mean), "std": list(data.std)},
+        "input": {
+            "size": resolution,
+            "channels": data.channels,
+            "mean": list(data.mean),
+            "std": list(data.std),
+            **({"preparation": data.test.pixels.preparation} if isinstance(data.test, Split) else {}),
+        },
         "promised": point.values,
     }
 

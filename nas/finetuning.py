@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from search_spaces.errors import UserError
 from search_spaces.progress import Progress
 from supernets import ImageData, Recipe, Supernet, calibrated, load_tensors, load_weights, save_tensors, train
 
-__all__ = ["deployed_network", "find_network", "finetune_network", "only"]
+__all__ = ["deployed_network", "find_network", "finetune_command", "finetune_network", "only"]
 
 FINETUNED_VERSION = 1
 
@@ -64,6 +65,18 @@ def finetune_network(
     save_tensors(path, alone.state_dict(), "finetuned", FINETUNED_VERSION, meta)
     checkpoint.unlink(missing_ok=True)
     return path
+
+
+def finetune_command(run: Run, path: Path) -> str:
+    """The command that made a file of the run's ``finetuned`` folder."""
+    _, meta = load_tensors(path, "finetuned", FINETUNED_VERSION, make="nas finetune RUN")
+    words = ["nas", "finetune", str(run.path), "--arch", path.stem]
+    made = meta.get("recipe")
+    if made is not None:
+        recipe = Recipe.from_dict(made, source=str(path))
+        words += ["--recipe", recipe.name] if recipe.name != "finetune" else []
+        words += ["--epochs", f"{recipe.epochs:g}"]
+    return shlex.join(words)
 
 
 def _teacher(run: Run, arch: Architecture) -> Architecture:

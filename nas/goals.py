@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -197,6 +197,17 @@ def make_goal(
     return goal
 
 
+def check_names(devices: Sequence[str], objectives: Sequence[str] | None, limits: Mapping[str, Any]) -> None:
+    """Refuse quantities, devices and bounds that there are not; nothing has to be measured for it.
+
+    Raises:
+        UserError: as `make_goal`.
+    """
+    for name in objectives or ():
+        _resolved(name, devices)
+    parse_budgets({_resolved(name, devices): bound for name, bound in limits.items()})
+
+
 def _unmeasured(goal: Goal, name: str) -> UserError:
     """What a table lacks, and why."""
     what = "no batch size" if kind_of(name) == "throughput" else "no energy: nothing that may be read counted it"
@@ -210,7 +221,7 @@ def _unmeasured(goal: Goal, name: str) -> UserError:
     )
 
 
-def _resolved(name: str, tables: Mapping[str, LatencyTable]) -> str:
+def _resolved(name: str, tables: Collection[str]) -> str:
     """A quantity's one name: the first device's goes without device."""
     kind, at, device = name.partition("@")
     if kind not in KNOWN:

@@ -94,8 +94,7 @@ def optimize(
         objectives: name -> ``"max"`` or ``"min"``, one or more.
         known: name -> exact cost of a list of architectures, (N,) values; free, so it is called for many thousands of
             networks. Methods of the space and of a `LatencyTable` work on arrays and are the fastest.
-        limits: name -> bound on a measured or known quantity: at least for an objective to be maximised and for ``accuracy``
-            and ``throughput``, which are never better when they are smaller; else at most.
+        limits: name -> bound: at least for objectives to be maximised, ``accuracy`` and ``throughput``; else at most.
         budget: evaluations in all; a space (within its known limits) that is smaller is evaluated completely.
         batch: networks per call of ``evaluate``, at most.
         strategy: a name of `nas.strategies.STRATEGIES`: ``default`` models what is measured with Gaussian processes and

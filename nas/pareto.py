@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import search_spaces
-from nas.objectives import KNOWN, kind_of, parse_limits
+from nas.objectives import KNOWN, format_value, kind_of, parse_limits
 from search_spaces import Architecture, SearchSpace
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.errors import UserError
@@ -115,6 +115,13 @@ class ParetoFront:
             within = [p for p in [*self.points, *own] if name in p.values and _within(p.values[name], bound, direction)]
             if within:
                 return min(within, key=self._cost_of("fastest" if name == "accuracy" else "best"))
+            if known := [p.values[name] for p in [*self.points, *own] if name in p.values]:
+                best = max(known) if direction == "max" else min(known)
+                raise UserError(
+                    f"no point of the front keeps {what}",
+                    allowed=f"The best {name} on it is {format_value(name, best) if kind_of(name) in KNOWN else f'{best:g}'}",
+                    next_step="Choose a looser limit, or search again with it",
+                )
         for point in [*self.points, *(point for part in self.parts.values() for point in part)]:
             if point.arch.id == what:
                 return point

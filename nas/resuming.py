@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.api.defaults import DEFAULT_DEVICE
+from nas.goals import check_names
 from nas.objectives import OF_DEVICES, kind_of
 from nas.pareto import ParetoFront
 from nas.tables import STORED
@@ -63,15 +64,19 @@ def wanted(
     Limits on devices that are no longer searched are left out.
 
     Raises:
-        UserError: there is a front already, and neither ``resume`` nor ``force``.
+        UserError: a quantity, a device or a bound that there is not; or there is a front already, and neither ``resume`` nor
+            ``force``.
     """
+    usual = Request((DEFAULT_DEVICE,), None, {})
+    there = _of(before) if before.exists() and (resume or not force) else usual
+    check_names(tuple(devices) or there.devices, objectives, limits or {})
     if before.exists() and not (resume or force):
         raise UserError(
             f"{before} is there already",
             allowed="One front per run; its exports and its report belong to it",
             next_step="Continue its search with --resume, search anew with --force (exports stay), or use it as it is",
         )
-    old = _of(before) if resume and before.exists() else Request((DEFAULT_DEVICE,), None, {})
+    old = there if resume else usual
     chosen = tuple(dict.fromkeys(devices)) or old.devices
     if not devices and (far := [name for name in chosen if "://" in name and not name.startswith(STORED)]):
         raise UserError(

@@ -63,6 +63,8 @@ class Run:
 
             check_torch_device(torch_device)
         folder = Path(path)
+        if not (folder / "run.json").exists():
+            raise _no_run(folder)
         value = read_json(folder / "run.json", "run", RUN_VERSION, make=_TRAIN.replace("RUN", str(folder)))
         with reading(
             folder / "run.json", allowed="It names space, data, recipe and seed", next_step=f"Make a new run with: {_TRAIN}"
@@ -94,6 +96,15 @@ class Run:
             )
         return replace(self, own=shaped)
 
+    def _at(self, source: str) -> Run:
+        """The run with the place where its images are now, which is kept: they are known by their content."""
+        data = self.settings["data"]
+        if source == data["source"]:
+            return self
+        settings = {**self.settings, "data": {**data, "source": source}}
+        write_json(self.path / "run.json", "run", RUN_VERSION, settings)
+        return replace(self, settings=settings)
+
     @classmethod
     def of(cls, run: str | Path | Run) -> Run:
         """A run, or the one in a folder."""
@@ -110,14 +121,14 @@ class Run:
         if (folder / "run.json").exists():
             run = cls.open(folder)
             for part in dict.fromkeys([*settings, *run.settings]):
-                known, value = run.settings.get(part), settings.get(part)
+                known, value = (_identity(part, given.get(part)) for given in (run.settings, settings))
                 if value_hash(known) != value_hash(value):
                     raise UserError(
                         f"{folder} holds another run: its {part} differs ({first_difference(known, value)})",
                         allowed="A run goes on with the settings that it began with",
-                        next_step="Choose another folder with --out, or give the run's own settings",
+                        next_step="Choose another folder with --out, or leave that option out: a run knows its own",
                     )
-            return run._with(space)
+            return run._at(settings["data"]["source"])._with(space)
         if folder.exists() and not _is_free(folder):
             raise UserError(
                 f"{folder} exists and is not a run",
@@ -179,7 +190,14 @@ class Run:
         from supernets import load_data, shown_to
 
         wanted = self.settings["data"]
-        data = self.images or load_data(wanted["source"], seed=wanted["seed"], augment=wanted.get("augment", True))
+        try:
+            data = self.images or load_data(wanted["source"], seed=wanted["seed"], augment=wanted.get("augment", True))
+        except UserError as error:
+            raise UserError(
+                f"the images of {self.path} are not where they were when it was trained: {error.problem}",
+                allowed=f"The images of {wanted['source']}, at that place or at another one",
+                next_step=f"Put them back, or say where they are: nas train-supernet --out {self.path} --data SOURCE",
+            ) from None
         if data.hash != wanted["hash"]:
             raise UserError(
                 f"{wanted['source']} has changed since {self.path} was trained",
@@ -212,20 +230,40 @@ class Run:
         """The trained tensors and the description of their file."""
         from supernets import load_tensors
 
-        return load_tensors(self.weights, "supernet", SUPERNET_VERSION, make=self._trained())
+        return load_tensors(self.weights, "supernet", SUPERNET_VERSION, make=self.check_trained())
 
     def weights_hash(self) -> str:
         """Identifies the trained weights; scores of other weights do not belong to this run."""
         return str(self._weights[1]["checksum"])[:16]
 
-    def _trained(self) -> str:
-        """The command that trains the run, for messages; refuses one that is not trained to the end."""
+    def check_trained(self) -> str:
+        """The command that trains the run, for messages.
+
+        Raises:
+            UserError: it is not trained to the end.
+        """
         make = f"nas train-supernet --out {self.path}"
         if not self.weights.exists():
             raise UserError(
                 f"{self.path} is not trained to the end", allowed="A finished supernet", next_step=f"Resume it with: {make}"
             )
         return make
+
+
+def _no_run(folder: Path) -> UserError:
+    there = sorted(file.parent for file in folder.parent.glob("*/run.json"))[:5]
+    return UserError(
+        f"{folder} is no run: it has no run.json" if folder.exists() else f"there is no run {folder}",
+        allowed=f"Runs beside it: {', '.join(map(str, there))}" if there else "A folder that nas train-supernet has made",
+        next_step=f"Correct the name, or make it: nas train-supernet --out {folder} --data SOURCE",
+    )
+
+
+def _identity(part: str, value: Any) -> Any:
+    """What must agree of a setting: images are known by their content, wherever they are."""
+    if part != "data" or not value:
+        return value
+    return {name: item for name, item in value.items() if name not in ("source", "name")}
 
 
 def _is_free(folder: Path) -> bool:

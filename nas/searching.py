@@ -29,6 +29,7 @@ from search_spaces.progress import SILENT, Progress
 __all__ = ["FIRST", "Scoring", "score_run", "search_run"]
 
 FEWEST_SAMPLES = 20
+USELESS = 0.9  # of the spread of accuracies: a predictor with such an error has learnt next to nothing
 FIRST = 100  # scores chosen to learn from, before a strategy proposes
 BATCH = 20  # proposals at a time
 STALLED = 1e-3  # the search ends when hypervolume grows by less than this share in so many rounds
@@ -292,6 +293,11 @@ def _card(predictor: ArchitecturePredictor, scores: Sequence[Score], progress: P
         f"predictor   {card['kind']}, {card['networks']} scored subnets: Spearman {_number(card['spearman'])} "
         f"and RMSE {card['rmse']:.2%} on held-out subnets (they vary by {card['spread']:.2%})"
     )
+    if card["spearman"] is None or card["rmse"] > USELESS * card["spread"]:
+        progress.say(
+            f"note        the predictor is hardly better than the mean of its {card['networks']} scores: longer training, more "
+            "images to score or more scores (--samples) must come first; a --budget scores what is on the front"
+        )
     return card
 
 

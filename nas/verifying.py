@@ -73,6 +73,13 @@ def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Ve
             allowed=f"A front for {device.name}",
             next_step=f"Verify on that device, or search again: nas search {run.path} --device {device.name}",
         )
+    missing = [point.arch.id for point in front if not (run.exports / f"{point.arch.id}.json").exists()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the front's {len(front)} networks are not exported",
+            allowed="All of them are measured in the same rounds",
+            next_step=f"Export them: nas export {run.path}",
+        )
     own = {front.own_name(f"{kind}@{device.name}"): kind for kind in OF_DEVICES}
     exports = [read_export(run, point.arch.id) for point in front]
     networks = [_network(run, point, export, own) for point, export in zip(front, exports, strict=True)]

@@ -30,6 +30,7 @@ from search_spaces.errors import UserError
 __all__ = ["FilePixels", "ImageFile", "ImageHeader", "Pixels", "StoredPixels", "normalise", "read_header", "resize"]
 
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what files of these formats have at their end
+CENTRE = 0.875  # of the shorter side: what evaluation sees of photographs
 _TAIL = 4096  # bytes in which it is looked for
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)  # what PIL raises
 _GREY_MODES = frozenset({"1", "L", "LA", "La"})
@@ -42,6 +43,11 @@ class Pixels(Protocol):
 
     @property
     def channels(self) -> int: ...
+
+    @property
+    def preparation(self) -> str:
+        """How an image becomes R x R where nothing is random, in words."""
+        ...
 
     def take(self, indices: NDArray[np.int64]) -> Pixels:
         """The images at these positions, as a set of their own."""
@@ -73,6 +79,10 @@ class StoredPixels:
     @property
     def channels(self) -> int:
         return int(self.array.shape[3])
+
+    @property
+    def preparation(self) -> str:
+        return f"the centre square to {self.array.shape[1]} px, then to the input size, bilinear with antialiasing"
 
     def take(self, indices: NDArray[np.int64]) -> StoredPixels:
         return StoredPixels(self.array[indices], self.flip)
@@ -229,13 +239,17 @@ class FilePixels:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def preparation(self) -> str:
+        return f"the centre square of {CENTRE} of the shorter side to the input size, bilinear with antialiasing"
+
     def take(self, indices: NDArray[np.int64]) -> FilePixels:
         return FilePixels(tuple(self.files[i] for i in indices.tolist()), self.sides[indices], self.channels, self.flip)
 
     def read(self, indices: NDArray[np.int64], resolution: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
         sides = self.sides[indices]
         if rng is None:
-            return self._decoded(indices, _centre(sides, resolution / math.ceil(resolution / 0.875)), resolution)
+            return self._decoded(indices, _centre(sides, resolution / math.ceil(resolution / CENTRE)), resolution)
         images = self._decoded(indices, _random_parts(sides, rng), resolution)
         mirrored = np.array(_mirrored(len(indices), self.flip, rng), dtype=bool)
         images[mirrored] = images[mirrored, :, ::-1]

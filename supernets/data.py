@@ -16,7 +16,7 @@ from search_spaces.artifacts import value_hash
 from search_spaces.errors import UserError
 from supernets.arrays import Arrays, ArraySplit, array_statistics, read_arrays
 from supernets.augment import Pixels, StoredPixels, normalise
-from supernets.data_sources import PARTS, ImagePool, read_pool
+from supernets.data_sources import PARTS, ImagePool, located, read_pool
 
 __all__ = ["Examples", "ImageData", "Split", "layout_on", "load_data", "placed", "shown_to"]
 
@@ -110,7 +110,7 @@ class Split:
         return planes.contiguous(memory_format=torch.channels_last)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
     """A data set in three disjoint splits.
 
@@ -143,6 +143,10 @@ class ImageData:
     held_out: tuple[tuple[str, float], ...]
     hash: str
     augment: bool = True
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{part} {len(getattr(self, part))}" for part in PARTS)
+        return f"ImageData({self.source!r}: {counts}; {self.classes} classes, {'x'.join(map(str, self.input_shape))})"
 
     @property
     def classes(self) -> int:
@@ -247,6 +251,7 @@ def load_data(source: str, seed: int = 0, *, augment: bool = True) -> ImageData:
     Raises:
         UserError: an unknown name, a missing path, a damaged file, fewer than two classes, or too few images of a class.
     """
+    source = located(source)
     kind, _, path = source.partition(":")
     if kind == "npz" and path:
         data = _array_data(read_arrays(Path(path).expanduser()), source, seed)

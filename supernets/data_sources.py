@@ -19,9 +19,11 @@ from supernets.augment import FilePixels, ImageFile, Pixels, StoredPixels, read_
 from supernets.image_tables import read_tables
 from supernets.packed import gunzip
 
-__all__ = ["PARTS", "ImagePool", "read_pool"]
+__all__ = ["PARTS", "ImagePool", "located", "read_pool"]
 
 PARTS = ("train", "val", "test")
+WITH_PATH = ("cifar10", "cifar100", "fashion-mnist", "folder", "npz", "parquet")
+WITHOUT_PATH = ("digits", "fake", "fashion-mnist")
 MISNAMED = ("valid", "validation", "dev", "eval", "testing")  # folders beside train that somebody else's layout has
 HOLD_OUT = {"val": 0.1, "test": 0.2}  # shares of the given training images, where a split is not given
 STORED_SIDE = 96  # px: larger images gain from random crops of the original, so they are decoded per batch
@@ -53,6 +55,15 @@ class ImagePool:
     class_names: tuple[str, ...]
     size: int
     content: str
+
+
+def located(source: str) -> str:
+    """The source with its path written out: it is kept with a run, which may be used from any folder."""
+    name, _, rest = source.partition(":")
+    if name in WITH_PATH and rest:
+        return f"{name}:{Path(rest).expanduser().resolve()}"
+    given = Path(source).expanduser()
+    return f"folder:{given.resolve()}" if not rest and name not in WITHOUT_PATH and given.is_dir() else source
 
 
 def read_pool(source: str, seed: int) -> ImagePool:

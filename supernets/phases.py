@@ -53,7 +53,7 @@ def plan_phases(recipe: Recipe, space: SearchSpace, *, steps: int) -> list[Phase
         raise UserError(
             f"{steps} training steps for {len(stages)} phases",
             allowed="At least one step per phase",
-            next_step="Raise the epochs, or lower the batch size",
+            next_step=f"Take {-(-len(stages) // steps)} times as many epochs or more, or a smaller batch",
         )
     weights = [weight for *_, weight in stages]
     bounds = [round(sum(weights[:i]) / sum(weights) * steps) for i in range(len(stages) + 1)]

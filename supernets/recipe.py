@@ -150,7 +150,8 @@ def _typed(cls: type, value: Any, source: str) -> Any:
         kind = str(fields[name].type)
         if kind in kinds and (not isinstance(given, kinds[kind]) or (kind != "bool" and isinstance(given, bool))):
             raise UserError(f"{source}: {name} = {given!r}", allowed=f"{name} is a {kind}", next_step="Correct it")
-    return cls(**value)
+    # 60 and 60.0 are the same recipe, whoever wrote it.
+    return cls(**{name: float(given) if str(fields[name].type) == "float" else given for name, given in value.items()})
 
 
 _WORDS = {

@@ -94,8 +94,7 @@ def train(
         log: CSV file of losses, speed and validations; default: beside the checkpoint, with the suffix ``.csv``.
         scalars: folder for the same as TensorBoard scalars.
         save_every_s: seconds between checkpoints (one is written at every end of a phase too).
-        teacher: a network that teaches, unless ``recipe.distill`` is 0; on the supernet's device, with the statistics that
-            it is to normalise by.
+        teacher: a network that teaches, unless ``recipe.distill`` is 0; on the supernet's device, with its own statistics.
         ranks: the processes that train together; every one of them calls this alike.
         stop: asked after every step; True saves and raises `Interrupted`.
         label: what progress calls this training.

@@ -105,11 +105,9 @@ def score(
         storage: URL of a database that workers share, ``postgresql://...`` or ``sqlite:///FILE``.
     """
     from nas.goals import make_goal
-    from nas.problems import whole_number
     from nas.searching import Scoring, score_run
 
-    whole_number("images", images, 1)
-    whole_number("seed", seed, 0)
+    _check_numbers(seed, images=images)
     opened = Run.of(run)
     tables = {} if device is None else {device: _table(opened, device, progress)}
     goal = make_goal(opened.space, tables, ("accuracy", "macs" if device is None else "latency"), {})
@@ -213,19 +211,13 @@ def search(
     Raises:
         UserError: limits that no network meets (with the best reachable values), or a front that is there already.
     """
-    from nas.problems import whole_number
     from nas.resuming import wanted
     from nas.searching import Scoring, search_run
     from predictors import build
 
-    for name, number, least in (
-        ("images", images, 1),
-        ("points", points, 1),
-        ("generations", generations, 1),
-        ("seed", seed, 0),
-    ):
-        whole_number(name, number, least)
+    _check_numbers(seed, images=images, points=points, generations=generations)
     opened = Run.of(run)
+    opened.check_trained()
     build(predictor, opened.space)  # an unknown one is refused before anything is measured or scored
     devices = (device,) if isinstance(device, str) else tuple(device or ())
     file = opened.file("front.json")
@@ -235,6 +227,15 @@ def search(
     with locked(file, doing="searching for"), scoring:
         tables = {name: _table(opened, name, progress) for name in request.devices}
         return search_run(scoring, request, tables, **amount, seed=seed, predictor=predictor)
+
+
+def _check_numbers(seed: int, **counts: int) -> None:
+    """Refuse counts below 1, before anything is queued."""
+    from nas.problems import whole_number
+
+    whole_number("seed", seed, 0)
+    for name, number in counts.items():
+        whole_number(name, number, 1)
 
 
 def _table(run: Run, device: str, progress: Progress) -> LatencyTable:

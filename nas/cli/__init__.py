@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+from types import FrameType
 
 from nas.cli.terminal import EXIT_INTERRUPTED, EXIT_USER, fail
 from nas.memory import keep_freed_memory
@@ -12,6 +14,8 @@ from search_spaces.errors import UserError
 
 __all__ = ["main"]
 
+
+INTERRUPTED = "\ninterrupted; what was finished is kept, run the same command again to go on\n"
 
 # What the system refuses and the user can mend: what it means, what to do.
 SYSTEM_ERRORS = {
@@ -39,8 +43,13 @@ def main() -> None:
     keep_freed_memory()
     from nas.cli.commands import app
 
+    interrupted = _noting_interrupts()
     try:
         app()
+    except SystemExit:
+        if interrupted:  # the command line's library ends without a word
+            sys.stderr.write(INTERRUPTED)
+        raise
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":  # the first process says it in full
             sys.stderr.write(f"process {os.environ['RANK']}: {error.problem}\n")
@@ -54,5 +63,18 @@ def main() -> None:
         again = f"{next_step}, then run the same command again"
         sys.exit(fail(UserError(f"{problem}: {error}", allowed=kept, next_step=again)))
     except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; what was finished is kept, run the same command again to go on\n")
+        sys.stderr.write(INTERRUPTED)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _noting_interrupts() -> list[int]:
+    """A list that a Ctrl-C adds to before it raises; commands that end their work in order listen themselves."""
+    noted: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it ignored
+        signal.signal(signal.SIGINT, note)
+    return noted

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 from nas.cli import demonstrating, devices, searching, shipping, training
+from search_spaces.artifacts import made_by
 
 __all__ = ["app"]
 
@@ -39,21 +42,37 @@ COMMANDS: dict[str, Callable[..., None]] = {
 GROUPS = {"kit": "Measure a machine that cannot be reached from here: make a kit, run it there, import its results."}
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(made_by())
+        raise typer.Exit
+
+
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    """Hardware-aware neural architecture search: train one supernet, measure your device, get verified networks."""
+
+
 def _app() -> typer.Typer:
     made = typer.Typer(
-        help="Hardware-aware neural architecture search: train one supernet, measure your device, get verified networks.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
+    made.callback()(_top)
     groups: dict[str, typer.Typer] = {}
     for name, command in COMMANDS.items():
         *group, last = name.split()
         if group and group[0] not in groups:
             groups[group[0]] = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
             made.add_typer(groups[group[0]], name=group[0], help=GROUPS[group[0]])
-        (groups[group[0]] if group else made).command(last)(command)
+        # Whole sentences: typer would cut them at half a line.
+        about = (inspect.getdoc(command) or "").partition("\n")[0].rstrip(".")
+        (groups[group[0]] if group else made).command(last, short_help=about)(command)
     return made
 
 

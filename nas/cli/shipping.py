@@ -58,14 +58,15 @@ def export(
             ran = ", ".join(proof.runtime for proof in item.runtimes if proof.failure is None)
             difference = "" if item.max_relative_difference is None else f"{item.max_relative_difference:.1e}"
             same = "" if item.top1_agreement is None else f"{item.top1_agreement:.1%}"
-            rows.append((item.id, str(run / "exports" / item.file), difference, same, ran))
-        show_table(["network", "file", "largest difference", "same top-1", "ran in"], rows)
+            rows.append((item.file, difference, same, ran))
+        show_table([f"in {run / 'exports'}", "largest difference", "same top-1", "ran in"], rows)
     unproven = [item for item in exports if not item.proven]
     for item in unproven:
         why = "; ".join(item.problems) or "it differs from torch by more than 1e-4 or in a top-1 class"
         typer.echo(f"error: {run / 'exports' / item.file} is not proven: {why}", err=True)
     if unproven:
         raise typer.Exit(EXIT_BROKEN)
+    typer.echo(f"Next: nas verify {run}", err=True)
 
 
 def quantize(
@@ -97,11 +98,10 @@ def quantize(
     if as_json:
         print_json([dataclasses.asdict(item) for item in made])
         return
-    columns = ["network", "file", "float accuracy", "INT8 accuracy", "size", "kept in float"]
+    columns = [f"in {run / 'exports'}", "float accuracy", "INT8 accuracy", "size", "kept in float"]
     rows = [
         (
-            item.id,
-            str(run / "exports" / item.file),
+            item.file,
             f"{item.float_accuracy:.1%}",
             f"{item.accuracy:.1%}",
             f"{item.bytes / item.float_bytes:.0%}",
@@ -122,7 +122,7 @@ def verify(
     """Measure the exported networks on the device and on the test images: promised against verified."""
     import nas
 
-    _finish(nas.verify(run, device=device, seed=seed, progress=TerminalProgress(quiet=quiet)), as_json)
+    _finish(run, nas.verify(run, device=device, seed=seed, progress=TerminalProgress(quiet=quiet)), as_json)
 
 
 def compare(
@@ -138,17 +138,22 @@ def compare(
     import nas
 
     result = nas.compare(run, *files, device=device, seed=seed, force=force, progress=TerminalProgress(quiet=quiet))
-    _finish(result, as_json)
+    _finish(run, result, as_json)
 
 
-def _finish(result: Any, as_json: bool) -> None:
+def _finish(run: Path, result: Any, as_json: bool) -> None:
     """Show a verification; exit 1 where a limit is broken."""
     if as_json:
         print_json({"summary": result.summary(), **dataclasses.asdict(result)})
     else:
         show_verification(result)
     if not result.passed:
-        typer.echo("error: a verified network breaks a limit; see the table", err=True)
+        typer.echo(
+            "error: a verified network breaks a limit; see the table\n"
+            "  Promises and limits hold for the device as it was when its table was measured.\n"
+            f"  Verify again when it is quiet; if it stays: nas search {run} --resume --limit ... with a lower one",
+            err=True,
+        )
         raise typer.Exit(EXIT_BROKEN)
 
 
@@ -159,7 +164,7 @@ def show_verification(result: Any) -> None:
         promised = item.promised
         half = 50 * (item.accuracy_high - item.accuracy_low)
         if item.network:
-            state = "; ".join(item.broken) or "kept"
+            state = f"BROKEN: {'; '.join(item.broken)}" if item.broken else "kept"
             state += ", on the front" if item.id in best else ", dominated" if not item.broken else ""
         else:
             state = "baseline"

@@ -8,61 +8,61 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.options import AsJson, Quiet, RunFolder, Seed, TorchDevice, chosen_space, interruptible
+from nas.beginning import data_line, notes, space_line
+from nas.cli.options import AsJson, Quiet, RunFolder, Seed, TorchDevice, interruptible
 from nas.cli.terminal import TerminalProgress, print_json, show_table
 from search_spaces.errors import UserError
 from search_spaces.progress import duration
 
 if TYPE_CHECKING:
-    from search_spaces import SearchSpace
-    from supernets import ImageData, Ranks, Supernet
+    from supernets import ImageData, Ranks, Recipe, Supernet
 
 __all__ = ["finetune", "rank_check", "train_supernet"]
 
 
 def train_supernet(
+    out: Annotated[Path, typer.Option(help="Run folder to make or to resume; a run knows its own options.")],
     data: Annotated[
-        str, typer.Option(help="digits, fashion-mnist, cifar10:PATH, cifar100:PATH, folder:PATH, parquet:PATH, npz:PATH, fake.")
-    ],
-    out: Annotated[Path, typer.Option(help="Run folder to make or to resume.")],
-    space: Annotated[str, typer.Option(help="Search space; see nas spaces.")] = "small-mobilenet",
+        str | None,
+        typer.Option(help="digits, fashion-mnist, cifar10:PATH, cifar100:PATH, folder:PATH, parquet:PATH, npz:PATH, fake."),
+    ] = None,
+    space: Annotated[str | None, typer.Option(help="Search space, see nas spaces; default: small-mobilenet.")] = None,
     width: Annotated[float | None, typer.Option(help="Width multiplier of the space.")] = None,
     resolution: Annotated[str | None, typer.Option(help="Input sizes, e.g. 24,28,32; default: the space's.")] = None,
     model: Annotated[str | None, typer.Option(help="Networks of your own: FILE.py:FUNCTION. The file is run.")] = None,
     choices: Annotated[Path | None, typer.Option(help="TOML file with the choices of --model.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Checkpoint of the largest network to start from.")] = None,
     recipe: Annotated[
-        str, typer.Option(help="progressive, quick, sandwich, attentive, alpha-divergence, single, or a TOML file.")
-    ] = "progressive",
+        str | None,
+        typer.Option(help="progressive (default), quick, sandwich, attentive, alpha-divergence, single, or a TOML file."),
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs of all phases together; default: the recipe's.")] = None,
-    augment: Annotated[bool, typer.Option(help="Shift, crop and mirror images; not worth it for few epochs.")] = True,
+    augment: Annotated[bool | None, typer.Option(help="Shift, crop and mirror images; not worth it for few epochs.")] = None,
     torch_device: TorchDevice = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the phases, their time and memory.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="TensorBoard scalars beside the CSV log.")] = False,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Of everything random; default: 0.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a supernet. Run it again to resume. Many devices: torchrun --nproc-per-node N -m nas train-supernet ..."""
     import nas
+    from nas.cli.wanted import training_wanted
     from supernets import processes
 
+    shape = {"space": space, "width": width, "resolution": resolution, "model": model, "choices": choices}
+    wanted = training_wanted(out, data=data, recipe=recipe, epochs=epochs, augment=augment, seed=seed, shape=shape)
+    device = _checked_device(torch_device)  # before images are read, which may take a while
     with processes(cuda=torch_device.startswith("cuda")) as ranks:
-        images = nas.load_data(data, seed=seed, augment=augment)
-        chosen: SearchSpace
-        if model is None and choices is None:
-            chosen = chosen_space(space, width, _image(space, images.size), resolution)
-            supernet = nas.Supernet(chosen, images.classes, channels=images.channels, seed=seed)
-        else:
-            chosen = _own_space(model, choices, images.input_shape, clash=width is not None or resolution is not None)
-            supernet = nas.Supernet(chosen, images.classes, seed=seed)
-        supernet = supernet.to(_own_device(torch_device, ranks))
         progress = TerminalProgress(quiet=quiet or not ranks.first)
-        progress.say(f"{images.name}: {len(images.train)} training images; {chosen.key}: {chosen.count():.2e} networks")
+        images = nas.load_data(wanted.data, seed=wanted.seed, augment=wanted.augment)
+        supernet = wanted.supernet(images).to(_own_device(device, ranks))
+        for line in (data_line(images), space_line(supernet.space), *notes(images, wanted.recipe)):
+            progress.say(line)
         if dry_run:
-            _show_estimate(supernet, images, recipe, epochs, seed, ranks, progress, as_json=as_json)
+            _show_estimate(supernet, images, wanted.recipe, wanted.seed, ranks, progress, as_json=as_json)
             return
-        settings: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "weights": weights, "seed": seed}
+        settings: dict[str, Any] = {"recipe": wanted.recipe, "weights": weights, "seed": wanted.seed}
         with interruptible(progress) as stop:
             run = nas.train(
                 supernet, images, out=out, tensorboard=tensorboard, ranks=ranks, stop=stop, progress=progress, **settings
@@ -76,8 +76,7 @@ def train_supernet(
 def _show_estimate(
     supernet: Supernet,
     images: ImageData,
-    recipe: str,
-    epochs: float | None,
+    recipe: Recipe,
     seed: int,
     ranks: Ranks,
     progress: TerminalProgress,
@@ -91,7 +90,7 @@ def _show_estimate(
         raise UserError(
             f"--dry-run in {ranks.world} processes", allowed="It measures one", next_step="Start it without torchrun"
         )
-    phases = nas.estimate_training(supernet, images, recipe=recipe, epochs=epochs, seed=seed, progress=progress)
+    phases = nas.estimate_training(supernet, images, recipe=recipe, seed=seed, progress=progress)
     if as_json:
         print_json([{**asdict(phase), "seconds": phase.seconds} for phase in phases])
         return
@@ -113,30 +112,15 @@ def _show_estimate(
     typer.echo("Measured on a few steps of each phase; validations come on top. Nothing was written.")
 
 
-def _own_space(model: str | None, choices: Path | None, input_shape: tuple[int, ...], *, clash: bool) -> SearchSpace:
-    import nas
-    from nas.own_models import find_model, read_choices
+def _checked_device(name: str) -> str:
+    from supernets.checks import check_torch_device
 
-    if model is None or choices is None or clash:
-        raise UserError(
-            "--model, --choices, --width, --resolution",
-            allowed="--model and --choices together, and then neither --width nor --resolution",
-            next_step="Write: --model my_model.py:build --choices my_choices.toml",
-        )
-    given = read_choices(choices)
-    return nas.elastic(find_model(model), given.pop("choices"), **given, input_shape=input_shape)
-
-
-def _image(space: str, size: int) -> int | None:
-    """The small-image space is made for the data's own size, within its range."""
-    return min(64, max(28, size)) if space == "small-mobilenet" else None
+    check_torch_device(name)
+    return name
 
 
 def _own_device(name: str, ranks: Ranks) -> str:
     """Each process of a machine has a GPU of its own."""
-    from supernets.checks import check_torch_device
-
-    check_torch_device(name)
     if ranks.world > 1 and name.startswith("cuda:"):
         raise UserError(
             f"--torch-device {name} in {ranks.world} processes",

@@ -173,7 +173,7 @@ def read_contents(run: Run) -> Contents:
     exports = _exports(run, front, reader)
     verification = _verification(run, front, reader, f"nas verify {folder}{option}")
     record = next((run.path / "baselines").glob("*.json"), run.path / "baselines" / "largest-alone.json")
-    baselines = reader.read("baseline", record, lambda: read_baselines(run), f"nas demo --out {folder}")
+    baselines = reader.read("baseline", record, lambda: read_baselines(run), f"nas compare {folder} MODEL.onnx")
     verified = {network.id: network for network in verification.networks} if verification else {}
     rows = [Row(p, exports.get(p.arch.id), verified.get(p.arch.id)) for p in front] if front else []
     twins = _twins(run, rows, verification, reader, f"nas verify {folder}{option}")
@@ -206,7 +206,10 @@ def train_command(run: Run) -> str:
     """What trains the run's supernet."""
     space, recipe = run.settings["space"], run.settings["recipe"]
     width = space.get("parameters", {}).get("width")
+    genes = [gene for gene in run.space.genes if gene.choice == "resolution"]
+    sizes = ",".join(str(size) for size in genes[0].options) if genes else None
     options = [("data", run.settings["data"].get("source")), ("out", run.path), ("space", space.get("name")), ("width", width)]
+    options += [("resolution", sizes)]
     options += [("recipe", recipe.get("name")), ("epochs", recipe.get("epochs")), ("seed", run.settings["seed"])]
     given = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None)
     return f"nas train-supernet {given}"

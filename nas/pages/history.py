@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from nas.api.defaults import DEFAULT_DEVICE
+from nas.finetuning import finetune_command
 from nas.pages.charts import Line, line_chart
 from nas.pages.contents import Contents, quoted, train_command
 from nas.pages.words import percent, section, table, text, three_digits
+from search_spaces.errors import UserError
 
 __all__ = ["artefacts", "commands", "other_devices", "search_history", "training"]
 
@@ -92,7 +95,7 @@ def _artefacts(contents: Contents) -> Iterator[tuple[str, str]]:
     if contents.front is not None:
         yield "front.json", _search_command(contents, option)
     for path in sorted((run.path / "finetuned").glob("*.safetensors")):
-        yield f"finetuned/{path.name}", f"nas finetune {folder} --pick {shlex.quote(path.stem)}"
+        yield f"finetuned/{path.name}", _finetuned(contents, path)
     for row in [*contents.rows, *contents.twins]:
         file = row.quantised.file if row.quantised else row.export.file if row.export else None
         if file is not None:
@@ -103,6 +106,14 @@ def _artefacts(contents: Contents) -> Iterator[tuple[str, str]]:
     if contents.verification is not None:
         yield "verified.json", f"nas verify {folder}{option}"
     yield "report.html, report.md, networks.csv", f"nas report {folder}"
+
+
+def _finetuned(contents: Contents, path: Path) -> str:
+    """The command of a fine-tuned network; without its recipe where the file cannot be read."""
+    try:
+        return finetune_command(contents.run, path)
+    except UserError:
+        return f"nas finetune {quoted(contents.run)} --arch {shlex.quote(path.stem)}"
 
 
 def _search_command(contents: Contents, option: str) -> str:

@@ -217,7 +217,7 @@ PARTS = {
     "front.json": "nas search ",
     "exports": "nas export ",
     "verified.json": "nas verify ",
-    "baselines": "nas demo --out ",
+    "baselines": "nas compare ",
 }
 
 

@@ -313,6 +313,23 @@ def test_numbers_that_make_no_sense_are_refused_before_anything_is_queued(run: R
     assert run.study.read_bytes() == before
 
 
+def test_what_there_is_not_is_named_before_anything_is_measured_or_asked_for(run: Run) -> None:
+    nas.search(run, device="desk", **QUICK)
+    for wrong, message in (
+        ({"objectives": ("accuracy", "speed")}, "unknown objective 'speed'"),
+        ({"limits": {"latncy": "5ms"}}, "did you mean 'latency'"),
+        ({"limits": {"latency@moon": "5ms"}}, "'moon' is not among the devices"),
+        ({"limits": {"latency": "fast"}}, "limit latency=fast"),
+        ({}, "is there already"),
+    ):
+        with pytest.raises(UserError, match=message):
+            nas.search(run, **QUICK, **wrong)
+    untrained = Run.open(run.path)
+    run.weights.unlink()
+    with pytest.raises(UserError, match="not trained to the end"):
+        nas.search(untrained, device="desk", force=True, **QUICK)
+
+
 def test_a_limit_beyond_all_accuracy_is_refused_before_anything_is_scored(run: Run) -> None:
     with pytest.raises(UserError, match="accuracy >= 9000") as caught:
         nas.search(run, device="desk", limits={"accuracy": 90}, **{**QUICK, "samples": 30})

@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import nas
 from nas.cli.training import _own_device
@@ -102,6 +103,35 @@ def test_a_space_of_layers_of_ones_own_goes_all_the_way(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no network behind it") as caught:
         Run.open(run.path).supernet()
     assert "nas.Run.open(RUN, space=...)" in caught.value.next_step
+
+
+def test_a_run_goes_on_without_its_options_and_where_its_images_are_now(tmp_path: Path) -> None:
+    generator, photos = np.random.default_rng(0), tmp_path / "photos"
+    for index in range(240):
+        path = photos / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (28, 28), np.uint8)).save(path)
+    asked = ("--width", 0.25, "--resolution", "16,20", "--recipe", "quick", "--epochs", 7, "--seed", 3, "--no-augment")
+    made = command("train-supernet", "--data", "folder:photos", "--out", "run", *asked, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "168 images to train, 24 to score, 48 to test, 2 classes" in made.stderr
+    assert "training steps are few" in made.stderr
+    before = Run.open(tmp_path / "run").settings
+    assert before["data"]["source"] == f"folder:{photos}"
+    for given in ((), ("--epochs", 7), ("--epochs", 7.0, "--recipe", "quick")):
+        again = command("train-supernet", "--out", tmp_path / "run", *given)  # from another folder
+        assert "is trained already" in again.stderr
+    photos.rename(tmp_path / "moved")
+    lost = command("score", tmp_path / "run", "--n", 20)
+    refused(lost, "are not where they were")
+    assert "nas train-supernet --out" in lost.stderr
+    assert command("train-supernet", "--out", "run", "--data", "folder:moved", cwd=tmp_path).returncode == 0
+    after = Run.open(tmp_path / "run").settings
+    assert after == {**before, "data": {**before["data"], "source": f"folder:{tmp_path / 'moved'}"}}
+    assert Run.open(tmp_path / "run").data().classes == 2
+    (tmp_path / "moved" / "a" / "0.png").unlink()
+    refused(command("train-supernet", "--out", tmp_path / "run"), "its data differs")
+    refused(command("train-supernet", "--out", tmp_path / "new"), "is no run yet")
 
 
 def test_a_gpu_of_ones_own_is_not_shared_by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
