@@ -1,7 +1,7 @@
 """Models of float weights as int8 ones, for timing: static, 8-bit activations and weights per channel, as QDQ nodes.
 
-Scales come from a few random inputs: times do not depend on them, accuracy does. To ship an int8 network, export it with
-images (`nas export`); a model that is quantised already is timed as it is.
+Scales come from a few random inputs: times do not depend on them, accuracy does. To ship an int8 network, make it with
+images (`nas quantize`); a model that is quantised already is timed as it is.
 """
 
 from __future__ import annotations

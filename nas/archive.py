@@ -52,8 +52,10 @@ class Score:
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, from the number of images (binomial)."""
-        return float(np.sqrt(self.accuracy * (1 - self.accuracy) / self.images))
+        """Of the accuracy, from the number of images (binomial, one image right and one wrong beside them: all right is no
+        certainty)."""
+        share = (self.accuracy * self.images + 1) / (self.images + 2)
+        return float(np.sqrt(share * (1 - share) / (self.images + 2)))
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,20 @@ def kendall(
     if not known:
         return _tau(pairs), None, None
     low, high = np.percentile(known, [2.5, 97.5]).tolist()
-    return _tau(pairs), low, high
+    tau = _tau(pairs)
+    if tau is not None and abs(tau) == 1:  # resampling a perfect order gives nothing else
+        far = _least_perfect(pairs.shape[1])
+        low, high = (min(low, far), high) if tau > 0 else (low, max(high, -far))
+    return tau, low, high
+
+
+def _least_perfect(n: int) -> float:
+    """The smallest tau from which a perfect order of n is within 1.96 standard deviations; 0 for few, which chance orders, too.
+
+    By Kendall's bound of the variance around a true tau t, 2 (1 - t^2) / n.
+    """
+    z2 = 1.96**2 * 2 / n
+    return max(0.0, (1 - z2) / (1 + z2))
 
 
 def _tau(pairs: np.ndarray[Any, Any]) -> float | None:

@@ -138,6 +138,8 @@ def quantise_points(
     try:
         for point, export in zip(points, exports, strict=True):
             existing = None if force else _existing(run, export)
+            if existing is not None:
+                _check_options(run, existing, images, max_loss, aware=aware)
             if existing is None or (sensitivity and not existing.sensitivity):
                 retrain = partial(_trained, run, point, export) if aware else None
                 existing = _quantise(run, export, images, max_loss, sensitivity, retrain)
@@ -146,6 +148,19 @@ def quantise_points(
     finally:
         progress.stop()
     return done
+
+
+def _check_options(run: Run, twin: Quantised, images: int, max_loss: float, *, aware: bool) -> None:
+    """Refuse to pass a twin off as one that was made with other options."""
+    wanted = min(images, len(run.data().train))
+    asked_to_train = aware and not twin.steps and twin.kept  # layers stayed in float where training would have come first
+    if twin.calibration_images != wanted or twin.allowed_loss != max_loss or asked_to_train:
+        raise UserError(
+            f"{twin.id} was made from {twin.calibration_images} images, with {twin.allowed_loss:.2%} allowed to be lost"
+            + ("" if twin.steps else ", without training"),
+            allowed="The same options, or a new file",
+            next_step=f"Make it anew: nas quantize {run.path} --pick {twin.network} --force and the options",
+        )
 
 
 def read_quantised(run: Run, export: Export) -> Quantised | None:
@@ -162,6 +177,8 @@ def read_quantised(run: Run, export: Export) -> Quantised | None:
     with reading(source, allowed="The record as nas quantize writes it", next_step=f"Run: {make}"):
         found = record(Quantised, value)
         path = member(run.exports, found.file)
+        if (found.id, found.network) != (f"{export.id}-int8", export.id):
+            raise ValueError(f"it is of {found.id!r:.60}")
     if not path.is_file() or file_hash(path) != found.sha256:
         raise UserError(f"{path} is missing or was changed", allowed="The file that was written", next_step=f"Run: {make}")
     if found.source != export.sha256:
@@ -188,7 +205,7 @@ class _Bench:
         self.path = path
         data, self.resolution = run.data(), export.resolution
         rng = np.random.default_rng([run.settings["seed"], _CALIBRATION])
-        self.calibration = np.sort(rng.permutation(len(data.train))[:images])
+        self.calibration = rng.permutation(len(data.train))[:images]  # unsorted: any part of it has all classes
         self.train, self.val = data.train, data.val
         self.chosen = np.linspace(0, len(data.val) - 1, min(VALIDATION_IMAGES, len(data.val))).astype(np.int64)
         self.labels = data.val.labels.numpy()
@@ -225,7 +242,7 @@ class _Bench:
         signature = Signature.of(self.path)
         size = signature.batch or _BATCH
         name = onnx.load(self.path, load_external_data=False).graph.input[0].name
-        whole = max(1, len(chosen) // size) * size  # every batch has the same size: some files take no other
+        whole = -(-len(chosen) // size) * size  # every batch has the same size: some files take no other
         for part in np.resize(chosen, whole).reshape(-1, size):
             yield {name: feed(self.train, part, self.resolution, signature)}
 

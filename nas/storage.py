@@ -41,7 +41,7 @@ class Place:
         """
         if isinstance(where, Path):
             where.parent.mkdir(parents=True, exist_ok=True)
-            return cls(make_url(f"sqlite:///{where}"))
+            return cls(URL.create("sqlite", database=str(where)))  # as it is: a path may have any character
         try:
             url = make_url(where)
         except ArgumentError:

@@ -53,7 +53,9 @@ def value_hash(value: Any) -> str:
 
 
 def first_difference(found: Any, wanted: Any, path: str = "") -> str:
-    """The first place where two JSON values differ, as text."""
+    """The first place where two JSON values differ, as text; lists and tuples are the same."""
+    if not path:
+        found, wanted = (json.loads(json.dumps(value)) for value in (found, wanted))
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in [*wanted, *(k for k in found if k not in wanted)]:
             if found.get(key) != wanted.get(key):
@@ -162,6 +164,7 @@ def _lock(lock: Path, path: Path, doing: str) -> int:
                 os.close(handle)
                 raise
     except BlockingIOError:
+        holder = ""  # who has let go in between has left nothing to read
         with suppress(OSError):
             holder = lock.read_text(encoding="utf-8", errors="replace")[:200]
         raise UserError(

@@ -5,6 +5,7 @@ The constructor is carried, never called here: what it builds needs torch (`supe
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -133,7 +134,7 @@ class ElasticSpace(SearchSpace):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form of plain choices, and the names of the fixed arguments and the rules; without the constructor."""
-        rules = {pattern: getattr(rule, "__qualname__", repr(rule)) for pattern, rule in self.rules.items()}
+        rules = {pattern: _named(rule) for pattern, rule in self.rules.items()}
         return {**super().to_dict(), "fixed": list(self.fixed), "rules": rules}
 
     @classmethod
@@ -153,3 +154,11 @@ class ElasticSpace(SearchSpace):
         restricted = space.restrict(value["genes"])
         assert isinstance(restricted, ElasticSpace)
         return restricted
+
+
+def _named(rule: Any) -> str:
+    """A rule's name, the same whenever it is made; of a partial function with its arguments."""
+    if isinstance(rule, functools.partial):
+        given = [repr(value) for value in rule.args] + [f"{name}={value!r}" for name, value in rule.keywords.items()]
+        return f"{_named(rule.func)}({', '.join(given)})"
+    return str(getattr(rule, "__qualname__", repr(rule)))

@@ -7,15 +7,20 @@ user's own module, built by the user's own constructor; it runs on slices of the
 from __future__ import annotations
 
 import inspect
+import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from search_spaces import Architecture, Choice, ElasticSpace
 from search_spaces.architecture import Value
+from search_spaces.elastic import RESERVED
 from search_spaces.errors import UserError, unknown_name
 from search_spaces.rows import genes_of
 from supernets.construct import call_text, construct, is_statistic, shell
@@ -101,6 +106,21 @@ def _check_choices(build: Any, choices: Mapping[str, Any], fixed: Mapping[str, A
             raise UserError(
                 f"choice '{name}' is {options!r}", allowed="A list of options", next_step=f"Write: {{'{name}': [..., ...]}}"
             )
+    for name, value in fixed.items():
+        if name in (*RESERVED, "block_level"):
+            raise UserError(
+                f"fixed argument '{name}'",
+                allowed="Any name but those that elastic has itself",
+                next_step="Rename that argument",
+            )
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"fixed argument '{name}' is {value!r:.80}",
+                allowed="Numbers, texts, True, False, None, and lists and dicts of them: they are kept with every run",
+                next_step="Give a name, and translate it in the constructor",
+            ) from None
     try:
         signature = inspect.signature(build)
     except (TypeError, ValueError):  # compiled constructors do not tell
@@ -119,13 +139,41 @@ def _check_choices(build: Any, choices: Mapping[str, Any], fixed: Mapping[str, A
             )
 
 
+def _check_constants(space: ElasticSpace) -> None:
+    """Refuse what belongs to each network and is not the same whenever it is built, and statistics that are never taken."""
+    first, again = (construct(space, space.largest, seed=seed) for seed in (0, 1))
+    for (path, module), other in zip(first.named_modules(), again.modules(), strict=True):
+        if isinstance(module, _InstanceNorm) and module.running_mean is not None:
+            raise UserError(
+                f"'{path}' is a {type(module).__name__} that tracks statistics",
+                allowed="Batch normalisation's statistics are taken anew for every network, others are not",
+                next_step="Write track_running_stats=False, which is also its default",
+            )
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None and not is_statistic(module) and not _same(buffer, other._buffers[leaf]):
+                raise UserError(
+                    f"buffer '{path}.{leaf}' is another one whenever the network is built".replace("'.", "'"),
+                    allowed="A constant that the constructor computes without chance, or a parameter, which is shared",
+                    next_step="Make it an nn.Parameter (requires_grad=False if it is not trained), or draw it from a seed",
+                )
+
+
+def _same(first: Tensor, second: Tensor | None) -> bool:
+    return second is not None and first.shape == second.shape and bool(torch.equal(first, second))
+
+
 def check_nesting(space: ElasticSpace) -> None:
     """Compare networks with the largest one: both ends, all that differ from an end in one choice, and a few at random.
 
     Raises:
         UserError: see `shared_moves`.
     """
+    _check_constants(space)
     largest = shell(space, space.largest)
+    tensors = [name for name, _ in itertools.chain(largest.named_parameters(), largest.named_buffers())]
+    for pattern in space.rules:
+        if not any(fnmatchcase(name, pattern) for name in tensors):
+            raise unknown_name("tensor of a rule", pattern, tensors, command="print(dict(network.named_parameters()).keys())")
     archs = [space.smallest, *space.neighbours(space.largest), *space.neighbours(space.smallest), *space.sample(_TRIED)]
     for arch in dict.fromkeys(archs):
         names = (call_text(space, arch), call_text(space, space.largest))

@@ -61,6 +61,8 @@ def shared_moves(small: nn.Module, large: nn.Module, rules: Mapping[str, Rule], 
             if any(True for _ in _tensors(module)):
                 raise _unshared(f"module '{path}' is in {names[0]} and not in {names[1]}")
             continue
+        if not any(True for part in module.modules() for _ in _tensors(part)):
+            continue  # nothing is shared: a shortcut may be an nn.Identity where the largest network has a convolution
         _same_kind(path, module, owner, names)
         for target, source, leaf, tensor in _tensors(module):
             name = f"{path}.{leaf}" if path else leaf
@@ -119,7 +121,7 @@ def _move(
         return Move(name, target, held, leaf, rule=lambda tensor: rule(tensor, want))
     if any(h < w for h, w in zip(have, want, strict=True)):
         raise _unshared(f"'{name}' is {want} in {names[0]}, larger than {have} in {names[1]}")
-    filters = isinstance(owner, _ConvNd) and leaf == "weight"
+    filters = isinstance(owner, _ConvNd) and leaf in ("weight", "weight_v")  # the latter under weight normalisation
     for w, h in zip(want[2:], have[2:], strict=True):
         if filters and (h - w) % 2:
             raise _unshared(f"'{name}' has a kernel of {w} in {names[0]} and of {h} in {names[1]}: no centre")

@@ -138,7 +138,8 @@ def _weighted_calls(space: ElasticSpace, arch: Architecture) -> list[str]:
 
 def trace(space: ElasticSpace, arch: Architecture) -> dict[str, Block]:
     """The layers of a network by name, in order of execution; a block that is called again has ``#2`` in its name."""
-    return watched(space, arch, lambda network: _traced(network, space.block_level))[1]
+    with torch.inference_mode(False), torch.enable_grad():  # else operations that are counted do not show
+        return watched(space, arch, lambda network: _traced(network, space.block_level))[1]
 
 
 @contextmanager
@@ -146,17 +147,19 @@ def _traced(network: nn.Module, level: int) -> Iterator[dict[str, Block]]:
     """Fills the dictionary with the blocks that run meanwhile; what is not in them comes last."""
     counts = _Counts(network)
     found: dict[str, Block] = {}
-    begun: list[tuple[int, Tensor | None]] = []
+    begun: list[tuple[int, int, Tensor | None]] = []
 
     def begin(_name: str, _module: nn.Module, args: Any) -> None:
-        begun.append((counts.macs, next((a for a in tree_leaves(args) if isinstance(a, Tensor)), None)))
+        begun.append((counts.macs, len(counts.ran), next((a for a in tree_leaves(args) if isinstance(a, Tensor)), None)))
         counts.peak = 0
 
     def end(name: str, module: nn.Module, output: Any) -> None:
-        macs, source = begun.pop()
+        macs, first, source = begun.pop()
         target = next((o for o in tree_leaves(output) if isinstance(o, Tensor)), None)
         params = 0 if "#" in name else sum(p.numel() for p in module.parameters())
-        kind, code = type(module).__name__, structure_code(module)
+        # What ran, too: a function or a configuration that the module holds does not show in its plain attributes.
+        ran = ",".join(counts.ran[first:])
+        kind, code = type(module).__name__, hashlib.sha256(f"{structure_code(module)}|{ran}".encode()).hexdigest()[:16]
         found[name] = Block(kind, code, _text(source), _text(target), counts.macs - macs, params, counts.peak)
 
     # Attention as its matrix products: the counters do not know every fused kernel.
@@ -217,15 +220,17 @@ def _blocks(module: nn.Module, level: int, path: str = "") -> Iterator[tuple[str
 
 
 class _Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Multiply-accumulates of what runs inside, and the most bytes that one operation reads and writes."""
+    """What runs inside: names of operations, multiply-accumulates, and the most bytes that one of them reads and writes."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs, self.peak = 0, 0
+        self.ran: list[str] = []
         self._weights = {id(t): t for t in (*network.parameters(), *network.buffers())}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
+        self.ran.append(str(func))
         if func._overloadpacket in flop_registry:
             self.macs += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=output) // 2
         read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]

@@ -51,12 +51,29 @@ class Row:
 
     Attributes:
         quantised: of a twin; its promises are those of the network, and say nothing about it.
+        device: after the name of a quantity, where it is that of another device than the search's first.
     """
 
     point: Point
     export: Export | None
     verified: Verified | None
     quantised: Quantised | None = None
+    device: str = ""
+
+    @property
+    def promised_ms(self) -> float:
+        """The latency that was promised on the page's device."""
+        return self.point.values[f"latency{self.device}"]
+
+    @property
+    def promised_j(self) -> float | None:
+        """The energy that was promised on the page's device."""
+        return self.point.values.get(f"energy{self.device}")
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the promised accuracy is a score, not a prediction."""
+        return "accuracy" in self.point.measured
 
     @property
     def id(self) -> str:
@@ -70,7 +87,7 @@ class Row:
     @property
     def latency_ms(self) -> float:
         """Verified, or as promised where it is not verified."""
-        return self.verified.latency_ms if self.verified else self.point.values["latency"]
+        return self.verified.latency_ms if self.verified else self.promised_ms
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,9 @@ class Contents:
 
     @property
     def device(self) -> str | None:
+        """The device that verification ran on, else the first of the search."""
+        if self.verification is not None:
+            return self.verification.device
         if self.front is not None:
             return str(self.front.provenance["device"])
         return None if self.table is None else self.table.device
@@ -165,17 +185,19 @@ def read_contents(run: Run) -> Contents:
     reader, folder = _Reader(), quoted(run)
     log = _training(run, reader)
     front = reader.read("front", run.file("front.json"), lambda: _front(run.file("front.json")), f"nas search {folder}")
-    device = str(front.provenance["device"]) if front else None
+    seen = _verification(run, front)
+    device = seen.device if seen else str(front.provenance["device"]) if front else None
     option = f" --device {shlex.quote(device)}" if device not in (None, DEFAULT_DEVICE) else ""
     path = run.table(device) if device else next(iter(sorted((run.path / "tables").glob("*.json"))), run.table(DEFAULT_DEVICE))
     table = reader.read("latency table", path, lambda: LatencyTable.load(path), f"nas profile {folder}{option}")
     scores = reader.read("scored subnets", run.study, lambda: _scores(run), f"nas search {folder}")
     exports = _exports(run, front, reader)
-    verification = _verification(run, front, reader, f"nas verify {folder}{option}")
+    verification = _of_this_front(seen, run, front, reader, f"nas verify {folder}{option}")
     record = next((run.path / "baselines").glob("*.json"), run.path / "baselines" / "largest-alone.json")
     baselines = reader.read("baseline", record, lambda: read_baselines(run), f"nas compare {folder} MODEL.onnx")
     verified = {network.id: network for network in verification.networks} if verification else {}
-    rows = [Row(p, exports.get(p.arch.id), verified.get(p.arch.id)) for p in front] if front else []
+    other = front.own_name(f"latency@{device}").removeprefix("latency") if front else ""
+    rows = [Row(p, exports.get(p.arch.id), verified.get(p.arch.id), device=other) for p in front or ()]
     twins = _twins(run, rows, verification, reader, f"nas verify {folder}{option}")
     return Contents(
         run=run,
@@ -282,17 +304,33 @@ def _exports(run: Run, front: ParetoFront | None, reader: _Reader) -> dict[str, 
     return found
 
 
-def _verification(run: Run, front: ParetoFront | None, reader: _Reader, command: str) -> Verification | None:
+def _verification(run: Run, front: ParetoFront | None) -> Verification | None:
+    """What was verified, where it is readable and of a device that the front is for."""
+    try:
+        found = Verification.load(run.file("verified.json"))
+    except UserError:
+        return None
+    kept = front is not None and all(front.own_name(f"latency@{found.device}") in point.values for point in front)
+    return found if kept else None
+
+
+def _of_this_front(
+    seen: Verification | None, run: Run, front: ParetoFront | None, reader: _Reader, command: str
+) -> Verification | None:
     path = run.file("verified.json")
     found = reader.read("verification", path, lambda: Verification.load(path), command)
     if found is None or front is None:
+        return None
+    if seen is None:
+        reader.lacks(f"The verification is of {found.device}, which this front is not for", command)
         return None
     # After a new search the file may still be that of the front before.
     ids = {point.arch.id for point in front}
     networks = [network for network in found.networks if network.id in ids]
     if len(networks) < len(ids):
         reader.lacks(f"{len(ids) - len(networks)} of {len(ids)} networks of this front are not verified", command)
-    return replace(found, networks=networks) if networks else None
+    excess = found.excess if len(networks) == len(found.networks) else None  # it is of all that were verified together
+    return replace(found, networks=networks, excess=excess) if networks else None
 
 
 def _twins(run: Run, rows: Sequence[Row], verification: Verification | None, reader: _Reader, command: str) -> list[Row]:

@@ -22,20 +22,27 @@ from search_spaces.errors import UserError
 __all__ = ["figure", "network_facts", "payload"]
 
 NORMAL_95 = 1.96  # standard deviations on either side that hold 95 %
+FAR = 1.5  # times the slowest network: a limit beyond would leave the networks a corner of the picture
 Trace = dict[str, Any]
 
 
 def payload(contents: Contents) -> dict[str, Any]:
     """What the page's script works on; JSON values."""
     rows = [*contents.rows, *contents.twins]
-    latencies = [row.latency_ms for row in rows]
+    asked = [row for row in rows if row.verified or not contents.verification]  # what the slider may answer with
     return {
         "figure": figure(contents),
         "networks": [network_facts(contents, row) for row in rows],
         "verified": contents.verification is not None,
         "knee": contents.knee,
-        "budget": _budget(latencies, contents.front.limits.get("latency")) if contents.front else None,
+        "budget": _budget([row.latency_ms for row in asked], _own_limit(contents)) if contents.front else None,
     }
+
+
+def _own_limit(contents: Contents) -> float | None:
+    """The limit on the latency of the page's device, ms."""
+    assert contents.front is not None
+    return contents.front.limits.get(contents.front.own_name(f"latency@{contents.device}"))
 
 
 def _budget(latencies: Sequence[float], limit: float | None) -> dict[str, float]:
@@ -70,7 +77,7 @@ def figure(contents: Contents) -> dict[str, Any] | None:
         "margin": {"l": 58, "r": 16, "t": 16, "b": 48},
     }
     if front:
-        _draw_limits(layout, front)
+        _draw_limits(layout, front, front.own_name(f"latency@{contents.device}"))
     return {"data": traces, "layout": layout}
 
 
@@ -108,8 +115,8 @@ def _networks(contents: Contents, front: ParetoFront) -> list[Trace]:
     rows, checked = contents.rows, [row for row in contents.rows if row.verified]
     ids = [row.id for row in rows]
     spread = [100 * NORMAL_95 * row.point.std.get("accuracy", 0.0) for row in rows]
-    promised = [(row.point.values["latency"], 100 * row.point.values["accuracy"]) for row in rows]
-    ways_x = [v for row in checked for v in (row.point.values["latency"], row.latency_ms, None)]
+    promised = [(row.promised_ms, 100 * row.point.values["accuracy"]) for row in rows]
+    ways_x = [v for row in checked for v in (row.promised_ms, row.latency_ms, None)]
     ways_y = [v for row in checked for v in (100 * row.point.values["accuracy"], 100 * row.accuracy, None)]
     knee = next(row for row in rows if row.id == front.pick("knee").arch.id)
     return [
@@ -229,7 +236,7 @@ def _hover(row: Row, kind: str) -> str:
         )
     else:
         spread = f" ± {percent(row.point.std['accuracy'])}" if "accuracy" in row.point.std else ""
-        numbers = f"promised {percent(values['accuracy'])}{spread}, {ms(values['latency'])}"
+        numbers = f"promised {percent(values['accuracy'])}{spread}, {ms(row.promised_ms)}"
     choices = re.sub(r", (?=\w+=)", "<br>", text(row.point.arch))
     return f"<b>{text(row.id)}</b><br>{numbers}<br>{_counts(row.point)}<br>{choices}"
 
@@ -256,8 +263,9 @@ def _range(contents: Contents, traces: Sequence[Trace]) -> tuple[list[float], li
                     y - e for y, e in zip(trace["y"], down, strict=True)
                 ]
     xs += [row.latency_ms for row in contents.verification.timed] if contents.verification else []
-    if contents.front and "latency" in contents.front.limits:
-        xs.append(contents.front.limits["latency"])
+    limit = _own_limit(contents) if contents.front else None
+    if limit is not None and limit < FAR * max(xs):
+        xs.append(limit)
     low, high = min(ys), min(100.0, max(ys))
     scored = next((trace for trace in traces if trace["meta"]["role"] == "scored"), None)
     if scored and contents.rows:
@@ -268,20 +276,21 @@ def _range(contents: Contents, traces: Sequence[Trace]) -> tuple[list[float], li
     return [max(0.0, left - wide), right + wide], [max(0.0, low - tall), high + tall]
 
 
-def _draw_limits(layout: dict[str, Any], front: ParetoFront) -> None:
+def _draw_limits(layout: dict[str, Any], front: ParetoFront, latency: str) -> None:
     """Limits on latency and accuracy: a dashed line, and shade over the side that is forbidden."""
     for name, bound in front.limits.items():
-        if name not in ("latency", "accuracy"):
+        if name not in (latency, "accuracy"):
             continue
-        along, across = ("x", "y") if name == "latency" else ("y", "x")
-        at = bound if name == "latency" else 100 * bound
-        far = 1e3 * at if name == "latency" else 0.0
+        is_latency = name == latency
+        along, across = ("x", "y") if is_latency else ("y", "x")
+        at = bound if is_latency else 100 * bound
+        far = 1e3 * at if is_latency else 0.0
         fixed = {f"{across}ref": "paper", f"{across}0": 0, f"{across}1": 1, f"{along}ref": along, "layer": "below"}
         layout["shapes"] += [
             {"name": "forbidden", "type": "rect", **fixed, f"{along}0": at, f"{along}1": far, "line": {"width": 0}},
             {"name": "limit", "type": "line", **fixed, f"{along}0": at, f"{along}1": at},
         ]
-        place = {along: at, f"{along}ref": along, across: 0 if name == "latency" else 1, f"{across}ref": "paper"}
+        place = {along: at, f"{along}ref": along, across: 0 if is_latency else 1, f"{across}ref": "paper"}
         anchors = {"xanchor": "right", "yanchor": "bottom", "showarrow": False}
         layout["annotations"].append({"text": f"limit {format_value(name, bound)}", **place, **anchors})
 
@@ -313,7 +322,7 @@ def network_facts(contents: Contents, row: Row) -> dict[str, Any]:
         "accuracy": row.accuracy,
         "promised": {
             "accuracy": point.values["accuracy"],
-            "latency": point.values["latency"],
+            "latency": row.promised_ms,
             "std": point.std.get("accuracy"),
         },
         "quantised": _quantised(row.quantised),

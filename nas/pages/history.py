@@ -67,9 +67,10 @@ def other_devices(contents: Contents) -> str:
     rows = []
     for name, part in parts.items():
         points = list(part)
-        if not points or any(value not in point.values for point in points for value in ("accuracy", "latency")):
+        own = contents.front.own_name(f"latency@{part.provenance.get('device')}") if contents.front else "latency"
+        if not points or any(value not in point.values for point in points for value in ("accuracy", own)):
             continue
-        accuracy, latency = ([point.values[value] for point in points] for value in ("accuracy", "latency"))
+        accuracy, latency = ([point.values[value] for point in points] for value in ("accuracy", own))
         spans = [f"{percent(min(accuracy))} to {percent(max(accuracy))}"]
         spans.append(f"{three_digits(min(latency))} to {three_digits(max(latency))}")
         rows.append([text(name), text(part.provenance.get("device", "")), str(len(points)), *spans])
@@ -117,17 +118,24 @@ def _finetuned(contents: Contents, path: Path) -> str:
 
 
 def _search_command(contents: Contents, option: str) -> str:
+    """As it was asked for, where the front says so; else from what came of it."""
     front = contents.front
     assert front is not None
-    parts = [f"nas search {quoted(contents.run)}{option}"]
-    objectives = list(front.objectives)
-    if objectives != ["accuracy", "latency"]:
-        parts += [f"--objective {shlex.quote(name)}" for name in objectives]
-    parts += [f"--limit {shlex.quote(f'{name}={bound:.6g}')}" for name, bound in front.limits.items()]
+    request = front.records.get("request") or {
+        "devices": [],
+        "objectives": list(front.objectives) if list(front.objectives) != ["accuracy", "latency"] else [],
+        "limits": {name: f"{bound:.6g}" for name, bound in front.limits.items()},
+    }
+    parts = ["nas", "search", str(contents.run.path)]
+    parts += [word for name in request["devices"] for word in ("--device", name)] or shlex.split(option)
+    parts += [word for name in request["objectives"] or () for word in ("--objective", name)]
+    for name, bounds in request["limits"].items():
+        for bound in bounds if isinstance(bounds, list) else [bounds]:
+            parts += ["--limit", f"{name}={bound}"]
     for name, key in (("samples", "scores"), ("seed", "seed")):
         if key in front.provenance:
-            parts.append(f"--{name} {front.provenance[key]}")
-    return " ".join(parts)
+            parts += [f"--{name}", str(front.provenance[key])]
+    return shlex.join(parts)
 
 
 def commands(contents: Contents) -> str:

@@ -30,8 +30,8 @@ def _values(row: Row) -> dict[str, Any]:
     values = row.point.values
     found: dict[str, Any] = {}
     if row.quantised is None:
-        found = {"promised_accuracy": values["accuracy"], "promised_latency_ms": values["latency"]}
-        found |= {"promised_energy_j": values["energy"]} if "energy" in values else {}
+        found = {"promised_accuracy": values["accuracy"], "promised_latency_ms": row.promised_ms}
+        found |= {"promised_energy_j": row.promised_j} if row.promised_j is not None else {}
     if row.verified is not None:
         found |= _verified(row.verified) | {"broken": "; ".join(row.verified.broken)}
     found |= {name: values[name] for name in ("macs", "params")}

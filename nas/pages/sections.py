@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
+from nas.objectives import OF_DEVICES, kind_of
 from nas.pages.contents import Contents, Row
 from nas.pages.figure import baseline_name, limit_text
 from nas.pages.history import commands, other_devices, search_history, training
@@ -58,25 +59,35 @@ def summary_lines(contents: Contents) -> list[str]:
     if contents.front is None:
         return ["<strong>No front yet.</strong> The page shows what the run holds so far."]
     latencies = [row.latency_ms for row in contents.rows]
-    kind = "verified" if contents.verification else "promised"
+    checked = sum(row.verified is not None for row in contents.rows)
+    kind = "promised" if not checked else "verified" if checked == len(latencies) else f"{checked} of them verified"
     span = f"{ms(min(latencies))} to {ms(max(latencies))}, {max(latencies) / min(latencies):.1f} times apart"
-    lines = [f"<strong>{len(latencies)} networks</strong> from {span} ({kind})."]
+    if len(latencies) == 1:
+        lines = [f"<strong>One network</strong> of {ms(latencies[0])} ({kind})."]
+    else:
+        lines = [f"<strong>{len(latencies)} networks</strong> from {span} ({kind})."]
     return lines + _checked(contents) + _proofs(contents) + _limits(contents)
 
 
 def _checked(contents: Contents) -> list[str]:
     """Accuracy beside the largest network alone, and promised against verified."""
     if contents.verification is None:
-        best = max(row.accuracy for row in contents.rows)
-        return [f"Best promised accuracy <strong>{percent(best)}</strong>, a prediction; nothing is verified yet."]
-    found = contents.verification.summary()
-    alone, images = contents.alone(), contents.verification.networks[0].images
+        best = max(contents.rows, key=lambda row: row.accuracy)
+        kind = "a score on validation images" if best.is_measured else "a prediction"
+        return [f"Best promised accuracy <strong>{percent(best.accuracy)}</strong>, {kind}; nothing is verified yet."]
+    alone, best_verified = contents.alone(), contents.verification.best()
     beside = ""
-    if alone is not None:
-        points = 100 * (found["best_accuracy"] - alone.accuracy)
+    if alone is not None and best_verified is not None:
+        points = 100 * (best_verified.accuracy - alone.accuracy)
         beside = f"; the largest network trained alone reaches {percent(alone.accuracy)} ({points:+.1f} points)"
-    lines = [
-        f"Best verified accuracy <strong>{percent(found['best_accuracy'])}</strong> on {images:,} test images{beside}.",
+    lines = []
+    if best_verified is not None:
+        lines.append(
+            f"The network promised best has <strong>{percent(best_verified.accuracy)}</strong> "
+            f"({percent(best_verified.accuracy_low)} to {percent(best_verified.accuracy_high)}) "
+            f"on {best_verified.images:,} test images{beside}."
+        )
+    lines += [
         f"Latency, promised against verified: {contents.verification.latency_in_words()}.",
     ]
     return lines + _excess(contents.verification) + _int8(contents.verification)
@@ -122,19 +133,26 @@ def _proofs(contents: Contents) -> list[str]:
 
 def _limits(contents: Contents) -> list[str]:
     assert contents.front is not None
-    limits = " and ".join(limit_text(name, bound) for name, bound in contents.front.limits.items())
+    judged: list[str] = []
+    elsewhere: list[str] = []
+    for name, bound in contents.front.limits.items():
+        own = kind_of(name) not in OF_DEVICES or name == contents.front.own_name(f"{kind_of(name)}@{contents.device}")
+        (judged if own else elsewhere).append(limit_text(name, bound))
+    lines = [f"Limit {text(' and '.join(elsewhere))}: not verified on {text(contents.device)}."] if elsewhere else []
+    limits = " and ".join(judged)
     if not limits:
-        return []
+        return lines
     checked = [row.verified for row in contents.rows if row.verified]
     broken = [verified.id for verified in checked if verified.broken]
     if not checked:
-        return [f"Limit {text(limits)}: held by every promise, not verified yet."]
+        return [f"Limit {text(limits)}: held by every promise, not verified yet.", *lines]
     if broken:
         names = ", ".join(f"<code>{text(name)}</code>" for name in broken)
-        return [
+        said = (
             f'<strong class="bad">Limit {text(limits)} is broken</strong> by {len(broken)} of {len(checked)} networks: {names}.'
-        ]
-    return [f"Limit {text(limits)} <strong>kept</strong> by all {len(checked)} verified networks."]
+        )
+        return [said, *lines]
+    return [f"Limit {text(limits)} <strong>kept</strong> by all {len(checked)} verified networks.", *lines]
 
 
 def _missing(contents: Contents) -> str:
@@ -172,8 +190,8 @@ def _networks(contents: Contents) -> str:
     rows += [_baseline_row(contents, b) for b in (contents.verification.baselines if contents.verification else [])]
     clock = contents.verification.clock if contents.verification else "wall"
     notes = [
-        "Promised accuracy is predicted from scored subnets (± one standard deviation),",
-        "promised latency is estimated from the table.",
+        _promises(contents),
+        "Promised latency is estimated from the table.",
         "ONNX proof: largest difference of a logit to torch relative to the largest logit,",
         "and share of test images with the same class.",
     ]
@@ -188,22 +206,37 @@ def _networks(contents: Contents) -> str:
     return f'{table("All networks", head, rows)}<p class="note">{" ".join(notes)}</p>'
 
 
+def _promises(contents: Contents) -> str:
+    """Where the promised accuracies come from."""
+    scored = sum(row.is_measured for row in contents.rows)
+    if scored == len(contents.rows):
+        words = "Promised accuracy is the score on validation images (± its standard error)."
+    elif not scored:
+        words = "Promised accuracy is predicted from scored subnets (± one standard deviation)."
+    else:
+        words = f"Promised accuracy is the score on validation images for {scored} networks, predicted for the others (p)."
+    tuned = any(row.verified and row.verified.finetuned for row in contents.rows)
+    return words + (" * Fine-tuned since it was promised." if tuned else "")
+
+
 def _network(contents: Contents, row: Row) -> list[str]:
     values, verified, export = row.point.values, row.verified, row.export
     spread = row.point.std.get("accuracy")
     button = f'<button type="button" class="pick" data-id="{text(row.id)}">{text(row.id)}</button>'
+    button += " *" if verified is not None and verified.finetuned else ""
     promised = f"{100 * values['accuracy']:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
+    promised += " (p)" if not row.is_measured and any(other.is_measured for other in contents.rows) else ""
     proof = NONE
     if export is not None:
         mark = "✓" if export.proven else "✗ not proven:"
         proof = f"{mark} {tiny(export.max_relative_difference or 0.0)}, {percent(export.top1_agreement or 0.0)}"
         proof = proof if export.top1_agreement is not None else "✗ does not run"
-    cells = [button, promised, *_measured(verified), three_digits(values["latency"])]
+    cells = [button, promised, *_measured(verified), three_digits(row.promised_ms)]
     if verified is None:
         cells += [NONE, NONE]
     else:
-        cells += [three_digits(verified.latency_ms), signed(values["latency"] / verified.latency_ms - 1)]
-    cells += _energy(contents, values.get("energy"), verified)
+        cells += [three_digits(verified.latency_ms), signed(row.promised_ms / verified.latency_ms - 1)]
+    cells += _energy(contents, row.promised_j, verified)
     cells += [count(values["macs"]), count(values["params"]), count(values["size"], "B"), proof]
     broken = "; ".join(verified.broken).replace("<=", "≤").replace(">=", "≥") if verified else ""
     kept = (
@@ -245,7 +278,7 @@ def _measured(verified: Any) -> list[str]:
 
 
 def _has_energy(contents: Contents) -> bool:
-    return any("energy" in row.point.values for row in contents.rows)
+    return any(row.promised_j is not None for row in contents.rows)
 
 
 def _energy(contents: Contents, promised: float | None, verified: Any) -> list[str]:

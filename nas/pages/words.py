@@ -38,10 +38,11 @@ def ms(value: float) -> str:
 
 def count(value: float, unit: str = "") -> str:
     """A count with three significant digits: 12.3 M."""
+    rounded = float(f"{value:.3g}")  # first: 999,700 is 1 M
     for scale, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= scale:
-            return f"{value / scale:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}".strip()
+        if abs(rounded) >= scale:
+            return f"{rounded / scale:.3g} {prefix}{unit}"
+    return f"{rounded:.3g} {unit}".strip()
 
 
 def text(value: Any) -> str:

@@ -187,7 +187,7 @@ def test_it_is_plain_optuna(tmp_path: Path, space: SearchSpace) -> None:
     take_all(tmp_path / "study.db", space)
     (trial,) = optuna.load_study(study_name="scores", storage=f"sqlite:///{tmp_path / 'study.db'}").trials
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.5)
-    assert trial.user_attrs["standard_error"] == pytest.approx(0.05)
+    assert trial.user_attrs["standard_error"] == pytest.approx(0.05, rel=0.02)
     assert trial.user_attrs["macs"] == space.macs(arch)
     assert set(trial.params) == {gene.name for gene in space.genes}
 

@@ -160,8 +160,8 @@ def test_a_broken_limit_is_exit_code_1(finished: Path) -> None:
         (["profile", "nowhere"], ["nowhere", "nas train-supernet"]),
         (["profile"], ["--space and --out"]),
         (["profile", "--space", "small-mobilenet", "--out", "t.json", "--device", "onnxruntime-cpi"], ["did you mean"]),
-        (["search", "nowhere"], ["does not exist"]),
-        (["report", "nowhere"], ["does not exist"]),
+        (["search", "nowhere"], ["there is no run nowhere"]),
+        (["report", "nowhere"], ["there is no run nowhere"]),
         (["spaces", "cells"], ["unknown space"]),
     ],
 )

@@ -20,11 +20,13 @@ from nas.feasibility import check_together
 from nas.fronts import Pool, hypervolumes
 from nas.goals import Goal, make_goal
 from nas.objectives import Objective, parse_budgets, parse_limits
+from nas.pages.contents import read_contents
 from nas.pareto import ParetoFront, hypervolume_trace, non_dominated
 from nas.reporting import write_report
 from nas.runs import Run
 from nas.scoring import choose_subnets
 from nas.searching import Scoring, score_run
+from nas.verification import Verification, Verified
 from search_spaces import UserError
 from tests.nas.test_cli import nas as command
 from tests.nas.tiny import DEVICES, tiny_run
@@ -227,6 +229,30 @@ def test_several_devices_and_budgets_in_one_search(run: Run, tables: dict[str, n
     assert own.values["accuracy"] == best
     assert front.pick(own.arch.id).arch == own.arch
     assert write_report(run).path.exists()  # it shows the first device
+    contents = read_contents(run)
+    assert (contents.device, contents.rows[0].promised_ms) == ("desk", contents.rows[0].point.values["latency"])
+    seen = [
+        Verified(
+            point.arch.id,
+            {"accuracy": point.values["accuracy"], "latency": point.values["latency@phone"]},
+            0.5,
+            0.4,
+            0.6,
+            100,
+            *[2 * point.values["latency@phone"]] * 3,
+            network=point.arch.id,
+        )
+        for point in front
+    ]
+    Verification("phone", "wall", seen, []).save(run.file("verified.json"))
+    contents = read_contents(run)
+    assert contents.device == "phone"
+    assert [row.promised_ms for row in contents.rows] == [point.values["latency@phone"] for point in front]
+    page = write_report(run).path.read_text()
+    assert "on phone" in page
+    assert f"Limit latency ≤ {loose:.3g} ms: not verified on phone" in page
+    assert "-50.0" in page  # the error of every promise on this device, and of no other one
+    assert f"nas search {run.path} --device desk --device phone" in page
 
 
 def test_a_limit_on_accuracy_that_measurements_break_leaves_empty_fronts(run: Run, tables: dict[str, nas.LatencyTable]) -> None:

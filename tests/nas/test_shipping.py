@@ -14,7 +14,9 @@ import pytest
 import nas
 from nas import quantising
 from nas.demo import DemoResult
-from nas.quantising import LayerLoss
+from nas.exporting import read_export
+from nas.quantising import LayerLoss, read_quantised
+from nas.runs import Run
 from nas.verification import Excess, Timed, Verification, Verified, excess_of
 from search_spaces import UserError
 
@@ -119,6 +121,20 @@ def test_pixels_and_softmax_stay_in_float(finished: Path) -> None:
     assert abs(made.loss) < 0.5
 
 
+def test_a_twin_is_not_passed_off_as_one_with_other_options(finished: Path) -> None:
+    (made,) = nas.quantize(finished, pick="fastest", images=64, max_loss=0.99)
+    assert nas.quantize(finished, pick="fastest", images=64, max_loss=0.99) == [made]
+    for other in ({"images": 128, "max_loss": 0.99}, {"images": 64, "max_loss": 0.5}):
+        with pytest.raises(UserError, match=r"was made from 64 images, with 99\.00% allowed"):
+            nas.quantize(finished, pick="fastest", **other)
+    (again,) = nas.quantize(finished, pick="fastest", images=128, max_loss=0.99, force=True)
+    assert again.calibration_images == 128
+    record = finished / "exports" / f"{made.id}.json"
+    record.write_text(record.read_text().replace(made.id, 'x" onload="x'))
+    with pytest.raises(UserError, match="it is of"):
+        read_quantised(Run.open(finished), read_export(Run.open(finished), made.network))
+
+
 def test_quantising_needs_an_export_and_sane_numbers(finished: Path) -> None:
     with pytest.raises(UserError, match="0 calibration images"):
         nas.quantize(finished, images=0)
@@ -184,11 +200,25 @@ def test_the_winners_curse_has_the_interval_of_the_images() -> None:
     # Five copies of one network say no more than one of it.
     assert (found.mean, found.low, found.high) == pytest.approx((one.mean, one.low, one.high))
     assert found.mean == pytest.approx(0.85 - right.mean())
-    assert found.high - found.mean == pytest.approx(1.96 * right.std() / np.sqrt(1000))
+    assert found.high - found.mean == pytest.approx(1.96 * right.std() / np.sqrt(1000), rel=0.01)
     independent = excess_of([0.85] * 5, rng.random((5, 1000)) < 0.8)
     assert independent is not None
     assert independent.high - independent.low < 0.6 * (found.high - found.low)
     assert excess_of([], np.zeros((0, 10), bool)) is None
+    certain = excess_of([1.0], np.ones((1, 200), bool))
+    assert certain is not None
+    assert (certain.mean, certain.low < -0.01) == (0.0, True)  # all right is no certainty
+
+
+def test_what_judges_does_not_choose() -> None:
+    rows = [verified("a", 0.9, 1.0), verified("b", 0.7, 2.0), verified("c", 0.99, 3.0, broken=["latency <= 2 ms"])]
+    rows[1] = replace(rows[1], promised={"accuracy": 0.95, "latency": 2.0})
+    rows[2] = replace(rows[2], promised={"accuracy": 0.99, "latency": 3.0})
+    found = Verification("d", "wall", rows, [])
+    best = found.best()
+    assert best is not None
+    assert (best.id, found.summary()["best_accuracy"]) == ("b", 0.7)
+    assert Verification("d", "wall", rows[2:], []).best() is None
 
 
 def test_finetuned_networks_are_not_judged(shipped: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces import Architecture, Choice, ElasticSpace, UserError, from_dict
+from search_spaces.artifacts import value_hash
 from supernets import ElasticSupernet, Supernet, elastic, export_onnx, fused, recalibrate
 from tests.own_networks import Constants, ConvBlock, PlainCnn, SignalCnn, Tied, resnet, vit
 
@@ -253,7 +255,7 @@ class Conv(nn.Module):
         (Conv, {"width": []}, "at least one option"),
         (Conv, {"width": 4}, "choice 'width' is 4"),
         (PlainCnn, {"width": [4, 8]}, "the constructor needs 'kernel'"),
-        (OtherKind, {"depth": [1, 2]}, r"'1' is a Flatten in OtherKind\(depth=1\) and a ConvBlock"),
+        (OtherKind, {"depth": [1, 2]}, r"'2' is a Linear in OtherKind\(depth=1\) and a Flatten"),
         (Shifted, {"depth": [1, 2]}, r"'1' is the last layer of Shifted\(depth=1\) and a hidden layer of Shifted\(depth=2\)"),
         (lambda width: None, {"width": [1]}, "returned a NoneType"),
         (lambda width: nn.LazyLinear(width), {"width": [1, 2]}, "'weight' of .* has no shape before the first image"),
@@ -306,3 +308,111 @@ def test_classes_that_the_networks_do_not_have() -> None:
     space = SPACES["constants"]()
     with pytest.raises(UserError, match=r"classes=4 .* have 3"):
         Supernet(space, 4)
+
+
+class Acted(nn.Module):
+    """An activation by name, held as a function."""
+
+    def __init__(self, act: str, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3)
+        self.block = Function(act)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.conv(x)).mean((2, 3)))
+
+
+class Function(nn.Module):
+    def __init__(self, act: str) -> None:
+        super().__init__()
+        self.function = getattr(nn.functional, act)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+def test_blocks_that_run_something_else_are_other_layers() -> None:
+    space = elastic(Acted, {"act": ["relu", "gelu", "mish"], "width": [4]}, input_shape=(1, 8, 8))
+    kinds = [
+        next(layer.key for layer in space.lower(space.architecture(act=a, width=4)) if "Function" in layer.key)
+        for a in ("relu", "gelu", "mish")
+    ]
+    assert len(set(kinds)) == 3
+
+
+def test_costs_are_the_same_in_inference_mode() -> None:
+    with torch.inference_mode():
+        inside = SPACES["cnn"]()
+        found = inside.macs(inside.largest)
+    outside = SPACES["cnn"]()
+    assert found == outside.macs(outside.largest) > 0
+
+
+class Shortcut(nn.Module):
+    """A residual block as people write it: nothing on the shortcut where shapes agree."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, width, 3, padding=1)
+        self.down = nn.Identity() if width == 4 else nn.Conv2d(4, width, 1)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head((self.conv(x) + self.down(x)).mean((2, 3)))
+
+
+def test_an_identity_may_stand_where_the_largest_network_has_weights() -> None:
+    space = elastic(Shortcut, {"width": [4, 8]}, input_shape=(4, 8, 8))
+    net = randomised(space)
+    for arch in (space.smallest, space.largest):
+        x = batch(space, arch)
+        assert torch.equal(net(x, arch), net.extract(arch)(x))
+
+
+class Chance(nn.Module):
+    def __init__(self, width: int, kind: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, width)
+        self.norm = nn.InstanceNorm1d(width, track_running_stats=True) if kind == "instance" else nn.Identity()
+        if kind == "buffer":
+            self.register_buffer("basis", torch.randn(width))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.linear(x))
+
+
+def cut(large: torch.Tensor, shape: tuple[int, ...], by: int = 1) -> torch.Tensor:
+    del by
+    return large[tuple(slice(n) for n in shape)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"fixed": {"kind": "buffer"}}, "buffer 'basis' is another one"),
+        ({"fixed": {"kind": "instance"}}, "'norm' is a InstanceNorm1d that tracks"),
+        ({"fixed": {"kind": "none"}, "rules": {"*.linaer.*": fused(2)}}, "unknown tensor of a rule"),
+        ({"fixed": {"kind": nn.ReLU}}, "fixed argument 'kind' is <class"),
+        ({"fixed": {"kind": "none", "outputs": 3}}, "fixed argument 'outputs'"),
+    ],
+)
+def test_what_would_go_wrong_later_is_refused_at_once(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        elastic(Chance, {"width": [4, 8]}, input_shape=(8,), **given)
+
+
+def test_rules_that_are_partial_functions_have_a_name_of_their_own() -> None:
+    made = [
+        elastic(
+            Chance,
+            {"width": [4, 8]},
+            input_shape=(8,),
+            fixed={"kind": "none"},
+            rules={"linear.weight": functools.partial(cut, by=by)},
+        )
+        for by in (1, 1, 2)
+    ]
+    first, again, other = (value_hash(space.to_dict()) for space in made)
+    assert first == again != other
