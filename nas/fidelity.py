@@ -156,7 +156,7 @@ def kendall(
         return _tau(pairs), None, None
     low, high = np.percentile(known, [2.5, 97.5]).tolist()
     tau = _tau(pairs)
-    if tau is not None and abs(tau) == 1:  # resampling a perfect order gives nothing else
+    if tau is not None and abs(tau) > 1 - 1e-9:  # resampling a perfect order gives nothing else
         far = _least_perfect(pairs.shape[1])
         low, high = (min(low, far), high) if tau > 0 else (low, max(high, -far))
     return tau, low, high

@@ -34,6 +34,7 @@ from supernets import train_rounded
 __all__ = ["LayerLoss", "Quantised", "quantise_points", "read_quantised"]
 
 QUANTISED_VERSION = 1
+DEFAULT_IMAGES, DEFAULT_LOSS = 512, 0.01
 VALIDATION_IMAGES = 2000
 SENSITIVITY_IMAGES = 500
 AWARE_STEPS = 200
@@ -108,8 +109,8 @@ def quantise_points(
     run: Run,
     points: Sequence[Point],
     *,
-    images: int,
-    max_loss: float,
+    images: int | None,
+    max_loss: float | None,
     sensitivity: bool,
     aware: bool,
     force: bool,
@@ -118,17 +119,19 @@ def quantise_points(
     """Quantise exported points of the front that have no INT8 twin yet (all of them with ``force``).
 
     Args:
-        images: training images for calibration, at most.
-        max_loss: fraction of accuracy on validation images; where quantising everything loses more, layers stay in float.
+        images: training images for calibration, at most; None: 512, and whatever an existing twin was made with.
+        max_loss: fraction of accuracy on validation images; where quantising everything loses more, layers stay in float. None:
+            0.01, and as for ``images``.
         sensitivity: measure each layer alone, also where nothing is lost.
         aware: where quantising everything loses more, train with INT8's rounding before layers are kept in float.
 
     Raises:
         UserError: a network is not exported, or a number out of range.
     """
-    if images < 1 or not 0 <= max_loss < 1:
+    count, allowed = DEFAULT_IMAGES if images is None else images, DEFAULT_LOSS if max_loss is None else max_loss
+    if count < 1 or not 0 <= allowed < 1:
         raise UserError(
-            f"{images} calibration images, at most {max_loss:.1%} lost",
+            f"{count} calibration images, at most {allowed:.1%} lost",
             allowed="At least one image, and a loss from 0 to 100 %",
             next_step="Leave them out for 512 images and 1 %",
         )
@@ -142,7 +145,7 @@ def quantise_points(
                 _check_options(run, existing, images, max_loss, aware=aware)
             if existing is None or (sensitivity and not existing.sensitivity):
                 retrain = partial(_trained, run, point, export) if aware else None
-                existing = _quantise(run, export, images, max_loss, sensitivity, retrain)
+                existing = _quantise(run, export, count, allowed, sensitivity, retrain)
             done.append(existing)
             progress.advance()
     finally:
@@ -150,11 +153,11 @@ def quantise_points(
     return done
 
 
-def _check_options(run: Run, twin: Quantised, images: int, max_loss: float, *, aware: bool) -> None:
-    """Refuse to pass a twin off as one that was made with other options."""
-    wanted = min(images, len(run.data().train))
+def _check_options(run: Run, twin: Quantised, images: int | None, max_loss: float | None, *, aware: bool) -> None:
+    """Refuse to pass a twin off as one that was made with the options given."""
+    other = images is not None and twin.calibration_images != min(images, len(run.data().train))
     asked_to_train = aware and not twin.steps and twin.kept  # layers stayed in float where training would have come first
-    if twin.calibration_images != wanted or twin.allowed_loss != max_loss or asked_to_train:
+    if other or max_loss not in (None, twin.allowed_loss) or asked_to_train:
         raise UserError(
             f"{twin.id} was made from {twin.calibration_images} images, with {twin.allowed_loss:.2%} allowed to be lost"
             + ("" if twin.steps else ", without training"),

@@ -27,6 +27,9 @@ class PhaseSettings:
     stepwise: bool = False  # open one option at a time, from the largest down
     sort: bool = False  # sort hidden channels by importance first
 
+    def __post_init__(self) -> None:
+        _with_floats(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -99,6 +102,9 @@ class Recipe:
     validate_every: float = 1.0
     phases: Mapping[str, PhaseSettings] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _with_floats(self)
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -150,8 +156,14 @@ def _typed(cls: type, value: Any, source: str) -> Any:
         kind = str(fields[name].type)
         if kind in kinds and (not isinstance(given, kinds[kind]) or (kind != "bool" and isinstance(given, bool))):
             raise UserError(f"{source}: {name} = {given!r}", allowed=f"{name} is a {kind}", next_step="Correct it")
-    # 60 and 60.0 are the same recipe, whoever wrote it.
-    return cls(**{name: float(given) if str(fields[name].type) == "float" else given for name, given in value.items()})
+    return cls(**value)
+
+
+def _with_floats(settings: PhaseSettings | Recipe) -> None:
+    """60 and 60.0 are the same recipe, whoever wrote it."""
+    for field_ in dataclasses.fields(settings):
+        if str(field_.type) == "float" and type(getattr(settings, field_.name)) is int:
+            object.__setattr__(settings, field_.name, float(getattr(settings, field_.name)))
 
 
 _WORDS = {

@@ -80,8 +80,8 @@ def quantize(
     run: str | Path | Run,
     *,
     pick: str | None = None,
-    images: int = 512,
-    max_loss: float = 0.01,
+    images: int | None = None,
+    max_loss: float | None = None,
     sensitivity: bool = False,
     aware: bool = False,
     force: bool = False,
@@ -93,15 +93,15 @@ def quantize(
 
     Args:
         pick: as for `export`; None takes the whole front.
-        images: training images for calibration, at most.
+        images: training images for calibration, at most; default 512, and whatever a twin that is there was made with.
         max_loss: accuracy (a fraction of validation images) that INT8 may cost; where it costs more, the most sensitive
-            layers stay in float.
+            layers stay in float. Default 0.01, as above.
         sensitivity: measure what each layer costs alone, also where INT8 loses nothing.
         aware: where INT8 costs more, train the network on with INT8's rounding before layers are left in float.
         force: quantise again what is quantised already.
 
     Raises:
-        UserError: a network is not exported, or an option out of range.
+        UserError: a network is not exported, an option out of range, or a twin that was made with another one.
     """
     from nas.pareto import ParetoFront
     from nas.quantising import quantise_points

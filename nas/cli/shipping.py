@@ -72,8 +72,10 @@ def export(
 def quantize(
     run: RunFolder,
     pick: Pick = None,
-    images: Annotated[int, typer.Option(help="Training images for calibration, at most.")] = 512,
-    max_loss: Annotated[float, typer.Option(help="Accuracy in % that INT8 may cost; beyond it layers stay in float.")] = 1.0,
+    images: Annotated[int | None, typer.Option(help="Training images for calibration, at most; default 512.")] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="Accuracy in % that INT8 may cost; beyond it layers stay in float. Default 1.")
+    ] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure what each layer costs alone.")] = False,
     aware: Annotated[
         bool, typer.Option("--aware", help="Beyond --max-loss, train with INT8's rounding before layers stay in float.")
@@ -89,7 +91,7 @@ def quantize(
         run,
         pick=pick,
         images=images,
-        max_loss=max_loss / 100,
+        max_loss=None if max_loss is None else max_loss / 100,
         sensitivity=sensitivity,
         aware=aware,
         force=force,

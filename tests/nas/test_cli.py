@@ -131,7 +131,7 @@ def test_results_as_text(finished: Path, budget: Budget) -> None:
 
 def test_the_demo_tells_what_it_found(demo: DemoResult) -> None:
     text = "\n".join(demo.lines())
-    for words in ("best verified", "network alone, on", "median error", "files proven", "report.html"):
+    for words in ("promised best, verified", "network alone, on", "median error", "files proven", "report.html"):
         assert words in text
     assert json.loads(json.dumps(demo.to_dict()))["passed"] is True
 

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -211,12 +212,10 @@ class OneNan:
     def __init__(self, step: int) -> None:
         self.step, self.plain = step, Steps.gradients
 
-    def __call__(self, steps: Steps, step: int, phase: object) -> tuple[torch.Tensor, int]:
-        loss, networks = self.plain(steps, step, phase)
-        if step == self.step:
-            self.step = -1
-            return loss * float("nan"), networks
-        return loss, networks
+    def __call__(self, steps: Steps, step: int, phase: object) -> Iterator[tuple[torch.Tensor, int]]:
+        for loss, networks in self.plain(steps, step, phase):
+            bad, self.step = step == self.step, -1 if step == self.step else self.step
+            yield loss * float("nan") if bad else loss, networks
 
     def __get__(self, steps: Steps, _: type) -> object:
         return lambda step, phase: self(steps, step, phase)
