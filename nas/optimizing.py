@@ -196,8 +196,8 @@ class _Run:
         costs = self.archive.values[:, self.task.objectives]
         if len(costs) <= patience or not within[:-patience].any():
             return False
-        found = costs[within]
-        worst = found.max(axis=0) + MARGIN * (np.ptp(found, axis=0) + (np.ptp(found, axis=0) == 0))
+        found, span = costs[within], np.ptp(costs[within], axis=0)
+        worst = found.max(axis=0) + MARGIN * np.where(span > 0, span, 1.0)
         growth = hypervolume_trace(np.where(within[:, None], costs, np.inf), worst)
         return bool(growth[-1] - growth[-1 - patience] <= STALL * growth[-1])
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
-__all__ = ["ParetoFront", "Point", "hypervolume_trace", "non_dominated", "spread_out", "usual_direction"]
+__all__ = ["ParetoFront", "Point", "direction_of", "hypervolume_trace", "non_dominated", "spread_out"]
 
 # Version 1 listed the objectives by name, all of them the toolkit's own; 2 had no parts, records and measured values.
 FRONT_VERSION = 3
@@ -75,7 +75,7 @@ class ParetoFront:
         provenance: Mapping[str, Any],
     ) -> ParetoFront:
         """The front of any points: those within the limits that no other one dominates."""
-        directions = {name: objectives.get(name, usual_direction(name)) for name in limits}
+        directions = {name: direction_of(name, objectives) for name in limits}
         inside = [p for p in points if all(_within(p.values[name], bound, directions[name]) for name, bound in limits.items())]
         front = cls(space, tuple(inside), dict(objectives), dict(limits), dict(provenance))
         if not inside:
@@ -125,17 +125,21 @@ class ParetoFront:
         for point in [*self.points, *(point for part in self.parts.values() for point in part)]:
             if point.arch.id == what:
                 return point
+        if not self.points:
+            raise UserError(
+                f"no point of the front is '{what}'",
+                allowed="The front is empty: no network was within the limits",
+                next_step="Search again with other limits",
+            )
         raise UserError(
             f"no point of the front is '{what}'",
-            allowed=f"knee, best, fastest, a limit such as latency=5ms, or an id: {', '.join(p.arch.id for p in self.points)}"
-            if len(self.points)
-            else "The front is empty: no network was within the limits",
-            next_step="Choose one of them" if len(self.points) else "Search again with other limits",
+            allowed=f"knee, best, fastest, a limit such as latency=5ms, or an id: {', '.join(p.arch.id for p in self.points)}",
+            next_step="Choose one of them",
         )
 
     def direction(self, name: str) -> str:
         """``"max"`` or ``"min"``: an objective's own, else that of the toolkit's quantities; any other one is a cost."""
-        return self.objectives.get(name, usual_direction(name))
+        return direction_of(name, self.objectives)
 
     def own_name(self, name: str) -> str:
         """A quantity as the points have it: that of the first device goes without device."""
@@ -251,6 +255,11 @@ class _Stored:
     objectives: Any
     limits: dict[str, float]
     provenance: dict[str, Any]
+
+
+def direction_of(name: str, objectives: Mapping[str, str]) -> str:
+    """``"max"`` or ``"min"``: an objective's own, else the usual one."""
+    return objectives.get(name, usual_direction(name))
 
 
 def usual_direction(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from latency_tables import LatencyTable
-from nas.pareto import usual_direction
+from nas.pareto import direction_of
 from nas.strategies import Quantity, Task
 from nas.strategies.task import Rows, Values
 from search_spaces import Architecture, SearchSpace
@@ -44,7 +44,7 @@ def make_task(
     quantities = tuple(
         Quantity(
             name,
-            maximise=objectives.get(name, usual_direction(name)) == "max",
+            maximise=direction_of(name, objectives) == "max",
             objective=name in objectives,
             bound=float(limits[name]) if name in limits else None,
             known=_on_rows(space, name, known[name]) if name in known else None,

@@ -148,11 +148,11 @@ def _outputs(
 def _compared(device: Device, theirs: NDArray[np.float32] | str, ours: NDArray[np.float32]) -> RuntimeProof:
     if isinstance(theirs, str):
         return RuntimeProof(device.name, failure=theirs)
-    if theirs.shape != ours.shape or not np.isfinite(theirs).all():
-        wrong = (
-            f"its output has shape {theirs.shape}, torch's {ours.shape}" if theirs.shape != ours.shape else "not all is finite"
-        )
-        return RuntimeProof(device.name, len(ours), failure=wrong)
+    if theirs.shape != ours.shape:
+        failure = f"its output has shape {theirs.shape}, torch's {ours.shape}"
+        return RuntimeProof(device.name, len(ours), failure=failure)
+    if not np.isfinite(theirs).all():
+        return RuntimeProof(device.name, len(ours), failure="not all is finite")
     largest = np.abs(ours).max()
     difference = float(np.abs(ours - theirs).max() / largest)
     found = np.take_along_axis(ours, theirs.argmax(1)[:, None], axis=1)[:, 0]  # torch's output for the runtime's class

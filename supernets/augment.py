@@ -29,8 +29,8 @@ from search_spaces.errors import UserError
 
 __all__ = ["FilePixels", "ImageFile", "ImageHeader", "Pixels", "StoredPixels", "normalise", "read_header", "resize"]
 
-_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what files of these formats have at their end
 CENTRE = 0.875  # of the shorter side: what evaluation sees of photographs
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what files of these formats have at their end
 _TAIL = 4096  # bytes in which it is looked for
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)  # what PIL raises
 _GREY_MODES = frozenset({"1", "L", "LA", "La"})

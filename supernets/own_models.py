@@ -141,25 +141,28 @@ def _check_choices(build: Any, choices: Mapping[str, Any], fixed: Mapping[str, A
 
 def _check_constants(space: ElasticSpace) -> None:
     """Refuse what belongs to each network and is not the same whenever it is built, and statistics that are never taken."""
-    first, again = (construct(space, space.largest, seed=seed) for seed in (0, 1))
-    for (path, module), other in zip(first.named_modules(), again.modules(), strict=True):
+    first = construct(space, space.largest)
+    constants: dict[str, Tensor] = {}
+    for path, module in first.named_modules():
         if isinstance(module, _InstanceNorm) and module.running_mean is not None:
             raise UserError(
                 f"'{path}' is a {type(module).__name__} that tracks statistics",
                 allowed="Batch normalisation's statistics are taken anew for every network, others are not",
                 next_step="Write track_running_stats=False, which is also its default",
             )
-        for leaf, buffer in module._buffers.items():
-            if buffer is not None and not is_statistic(module) and not _same(buffer, other._buffers[leaf]):
-                raise UserError(
-                    f"buffer '{path}.{leaf}' is another one whenever the network is built".replace("'.", "'"),
-                    allowed="A constant that the constructor computes without chance, or a parameter, which is shared",
-                    next_step="Make it an nn.Parameter (requires_grad=False if it is not trained), or draw it from a seed",
-                )
-
-
-def _same(first: Tensor, second: Tensor | None) -> bool:
-    return second is not None and first.shape == second.shape and bool(torch.equal(first, second))
+        if not is_statistic(module):
+            own = module.named_buffers(recurse=False)
+            constants |= {f"{path}.{leaf}" if path else leaf: buffer for leaf, buffer in own}
+    if not constants:
+        return
+    again = dict(construct(space, space.largest, seed=1).named_buffers())
+    for name, buffer in constants.items():
+        if name not in again or not torch.equal(buffer, again[name]):
+            raise UserError(
+                f"buffer '{name}' is another one whenever the network is built",
+                allowed="A constant that the constructor computes without chance, or a parameter, which is shared",
+                next_step="Make it an nn.Parameter (requires_grad=False if it is not trained), or draw it from a seed",
+            )
 
 
 def check_nesting(space: ElasticSpace) -> None:

@@ -108,8 +108,9 @@ class Steps:
     def _taught(self, batch: _Batch, images: Tensor, resolution: int) -> Tensor | None:
         """What the teacher says of a part's images, (B, classes) probabilities, asked once; None without a teacher."""
         if batch.soft is None and self.teacher is not None:
+            say = self.teacher.at(resolution)
             with self._forward():
-                batch.soft = self.teacher(images, resolution)
+                batch.soft = say(images)
         return batch.soft
 
     @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,11 +36,20 @@ class Teacher:
         self._data, self._seed = data if mode == "eval" else None, seed
         self._statistics: dict[int, dict[str, Tensor]] = {}
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor, resolution: int) -> Tensor:
-        """Probabilities (B, classes), float32, for images of a resolution."""
-        logits = torch.func.functional_call(self.network, self._of(resolution), (images,))
-        return F.softmax(logits.float(), dim=1)
+    def at(self, resolution: int) -> Callable[[Tensor], Tensor]:
+        """What it says of images of a resolution: (B, C, R, R) to probabilities (B, classes), float32.
+
+        Statistics are taken here, so call it outside of whatever changes how training's networks run (half precision,
+        normalisation over several processes).
+        """
+        statistics = self._of(resolution)
+
+        @torch.no_grad()
+        def say(images: Tensor) -> Tensor:
+            logits = torch.func.functional_call(self.network, statistics, (images,))
+            return F.softmax(logits.float(), dim=1)
+
+        return say
 
     def _of(self, resolution: int) -> dict[str, Tensor]:
         """Statistics at a resolution, by their names in the network; none where it keeps its own."""
@@ -46,8 +57,7 @@ class Teacher:
             return {}
         if resolution not in self._statistics:
             device = next(self.network.parameters()).device
-            with torch.autocast(device.type, enabled=False):
-                recalibrate(self.network, calibration_images(self._data, resolution, device, seed=self._seed))
+            recalibrate(self.network, calibration_images(self._data, resolution, device, seed=self._seed))
             self._statistics[resolution] = {
                 f"{name}.{leaf}" if name else leaf: buffer.clone()
                 for name, module in self.network.named_modules()

@@ -211,6 +211,7 @@ class _Run:
                     self.average.restart()
             optimiser = make_optimiser(self.supernet, self.recipe, lr=phase.settings.lr)
             restore_state(optimiser, self.supernet, self.carried)
+            optimiser.zero_grad(set_to_none=True)
             while self.step < phase.stop:
                 self._take_step(phase, optimiser)
                 self.progress.advance()
@@ -279,7 +280,6 @@ class _Run:
     def _take_step(self, phase: Phase, optimiser: torch.optim.Optimizer) -> None:
         for group in optimiser.param_groups:
             group["lr"] = self._learning_rate(phase)
-        optimiser.zero_grad(set_to_none=True)
         passes = [(self._move(optimiser, loss), count) for loss, count in self.stepper.gradients(self.step, phase)]
         networks = sum(count for _, count in passes)
         if self.average is not None:

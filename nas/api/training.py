@@ -54,6 +54,7 @@ def train(
     Raises:
         UserError: bad input, or ``out`` holds something else; nothing is overwritten.
     """
+    from nas.recipes import load_recipe
     from supernets import ALONE, load_data, save_tensors, start_from
     from supernets import train as run_training
     from supernets.checks import check_training
@@ -61,7 +62,7 @@ def train(
     ranks = ranks or ALONE
     images = load_data(data, seed=seed) if isinstance(data, str) else data
     supernet.bind(images.input_shape)
-    resolved = _recipe(recipe, epochs)
+    resolved = load_recipe(recipe, epochs=epochs)
     check_training(supernet, images, resolved, ranks)  # before there is a folder
     settings = _settings(supernet, images, resolved, seed)
     if weights is not None:
@@ -82,14 +83,6 @@ def train(
             save_tensors(run.weights, supernet.state_dict(), "supernet", SUPERNET_VERSION, {"space": settings["space"]})
     ranks.wait()
     return run
-
-
-def _recipe(recipe: str | Path | Recipe, epochs: float | None) -> Recipe:
-    from nas.recipes import load_recipe
-
-    if isinstance(recipe, str | Path):
-        return load_recipe(str(recipe), epochs=epochs)
-    return recipe if epochs is None else replace(recipe, epochs=epochs)
 
 
 def _settings(supernet: Supernet, images: ImageData, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -121,11 +114,12 @@ def estimate_training(
     progress: Progress = SILENT,
 ) -> list[PhaseEstimate]:
     """Time and memory of the phases that `train` would run, from a few steps of each; nothing is written or changed."""
+    from nas.recipes import load_recipe
     from supernets import estimate_training as run_estimate
     from supernets import load_data
 
     images = load_data(data, seed=seed) if isinstance(data, str) else data
-    return run_estimate(supernet, images, _recipe(recipe, epochs), seed=seed, progress=progress)
+    return run_estimate(supernet, images, load_recipe(recipe, epochs=epochs), seed=seed, progress=progress)
 
 
 def finetune(

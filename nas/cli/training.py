@@ -49,14 +49,15 @@ def train_supernet(
     import nas
     from nas.cli.wanted import training_wanted
     from supernets import processes
+    from supernets.checks import check_torch_device
 
     shape = {"space": space, "width": width, "resolution": resolution, "model": model, "choices": choices}
     wanted = training_wanted(out, data=data, recipe=recipe, epochs=epochs, augment=augment, seed=seed, shape=shape)
-    device = _checked_device(torch_device)  # before images are read, which may take a while
+    check_torch_device(torch_device)  # before images are read, which may take a while
     with processes(cuda=torch_device.startswith("cuda")) as ranks:
         progress = TerminalProgress(quiet=quiet or not ranks.first)
         images = nas.load_data(wanted.data, seed=wanted.seed, augment=wanted.augment)
-        supernet = wanted.supernet(images).to(_own_device(device, ranks))
+        supernet = wanted.supernet(images).to(_own_device(torch_device, ranks))
         for line in (data_line(images), space_line(supernet.space), *notes(images, wanted.recipe)):
             progress.say(line)
         if dry_run:
@@ -110,13 +111,6 @@ def _show_estimate(
     total = ("all", f"{sum(p.epochs for p in phases):.1f}", sum(p.steps for p in phases), "", "")
     show_table(columns, [*rows, (*total, duration(sum(p.seconds for p in phases)), max(p.peak_bytes for p in phases) // 2**20)])
     typer.echo("Measured on a few steps of each phase; validations come on top. Nothing was written.")
-
-
-def _checked_device(name: str) -> str:
-    from supernets.checks import check_torch_device
-
-    check_torch_device(name)
-    return name
 
 
 def _own_device(name: str, ranks: Ranks) -> str:

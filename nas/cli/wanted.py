@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +80,8 @@ def training_wanted(
             next_step="Write for example: --data folder:PATH, or --data digits",
         )
     known: dict[str, Any] = run.settings if run is not None else {"data": {}, "seed": 0}
-    chosen: Recipe
-    if recipe is None and run is not None:
-        chosen = Recipe.from_dict(known["recipe"], source=str(out / "run.json"))
-        chosen = chosen if epochs is None else dataclasses.replace(chosen, epochs=epochs)
-    else:
-        chosen = load_recipe(recipe or "progressive", epochs=epochs)
+    own = "progressive" if run is None else Recipe.from_dict(known["recipe"], source=str(out / "run.json"))
+    chosen = load_recipe(recipe or own, epochs=epochs)
     shown = known["data"].get("augment", True) if augment is None else augment
     source = data if data is not None else str(known["data"]["source"])
     return Wanted(source, chosen, shown, int(known["seed"]) if seed is None else seed, shape, run)

@@ -16,6 +16,7 @@ from latency_tables import LatencyTable
 from nas.api.defaults import DEFAULT_DEVICE
 from nas.archive import Score, run_scores
 from nas.baselines import Baseline, read_baselines
+from nas.beginning import sides
 from nas.exporting import Export, read_export
 from nas.onnx_files import Format
 from nas.pareto import ParetoFront, Point
@@ -26,7 +27,7 @@ from search_spaces.artifacts import read_json
 from search_spaces.errors import UserError
 from search_spaces.records import parse_json, reading, record
 
-__all__ = ["Contents", "Missing", "Row", "quoted", "read_contents", "train_command"]
+__all__ = ["Contents", "Missing", "Row", "device_option", "quoted", "read_contents", "train_command"]
 
 LOG_VERSION = 1
 Part = TypeVar("Part")
@@ -126,6 +127,11 @@ class Contents:
             return str(self.front.provenance["device"])
         return None if self.table is None else self.table.device
 
+    def named(self, kind: str) -> str:
+        """The front's name for a quantity of the page's device."""
+        assert self.front is not None
+        return self.front.own_name(f"{kind}@{self.device}")
+
     @property
     def knee(self) -> str | None:
         """Id of the front's knee."""
@@ -185,14 +191,16 @@ def read_contents(run: Run) -> Contents:
     reader, folder = _Reader(), quoted(run)
     log = _training(run, reader)
     front = reader.read("front", run.file("front.json"), lambda: _front(run.file("front.json")), f"nas search {folder}")
-    seen = _verification(run, front)
-    device = seen.device if seen else str(front.provenance["device"]) if front else None
-    option = f" --device {shlex.quote(device)}" if device not in (None, DEFAULT_DEVICE) else ""
+    first = str(front.provenance["device"]) if front else None
+    of_verification = _Reader()
+    verification = _verification(run, front, of_verification, first)
+    device = verification.device if verification else first
+    option = device_option(device)
     path = run.table(device) if device else next(iter(sorted((run.path / "tables").glob("*.json"))), run.table(DEFAULT_DEVICE))
     table = reader.read("latency table", path, lambda: LatencyTable.load(path), f"nas profile {folder}{option}")
     scores = reader.read("scored subnets", run.study, lambda: _scores(run), f"nas search {folder}")
     exports = _exports(run, front, reader)
-    verification = _of_this_front(seen, run, front, reader, f"nas verify {folder}{option}")
+    reader.missing += of_verification.missing
     record = next((run.path / "baselines").glob("*.json"), run.path / "baselines" / "largest-alone.json")
     baselines = reader.read("baseline", record, lambda: read_baselines(run), f"nas compare {folder} MODEL.onnx")
     verified = {network.id: network for network in verification.networks} if verification else {}
@@ -228,8 +236,7 @@ def train_command(run: Run) -> str:
     """What trains the run's supernet."""
     space, recipe = run.settings["space"], run.settings["recipe"]
     width = space.get("parameters", {}).get("width")
-    genes = [gene for gene in run.space.genes if gene.choice == "resolution"]
-    sizes = ",".join(str(size) for size in genes[0].options) if genes else None
+    sizes = ",".join(map(str, sides(run.space))) or None
     options = [("data", run.settings["data"].get("source")), ("out", run.path), ("space", space.get("name")), ("width", width)]
     options += [("resolution", sizes)]
     options += [("recipe", recipe.get("name")), ("epochs", recipe.get("epochs")), ("seed", run.settings["seed"])]
@@ -304,26 +311,17 @@ def _exports(run: Run, front: ParetoFront | None, reader: _Reader) -> dict[str, 
     return found
 
 
-def _verification(run: Run, front: ParetoFront | None) -> Verification | None:
-    """What was verified, where it is readable and of a device that the front is for."""
-    try:
-        found = Verification.load(run.file("verified.json"))
-    except UserError:
-        return None
-    kept = front is not None and all(front.own_name(f"latency@{found.device}") in point.values for point in front)
-    return found if kept else None
-
-
-def _of_this_front(
-    seen: Verification | None, run: Run, front: ParetoFront | None, reader: _Reader, command: str
-) -> Verification | None:
+def _verification(run: Run, front: ParetoFront | None, reader: _Reader, first: str | None) -> Verification | None:
+    """What was verified of this front's networks, on a device that it is for; ``first`` is the first of them."""
     path = run.file("verified.json")
+    command = f"nas verify {quoted(run)}{device_option(first)}"
     found = reader.read("verification", path, lambda: Verification.load(path), command)
     if found is None or front is None:
         return None
-    if seen is None:
+    if any(front.own_name(f"latency@{found.device}") not in point.values for point in front):
         reader.lacks(f"The verification is of {found.device}, which this front is not for", command)
         return None
+    command = f"nas verify {quoted(run)}{device_option(found.device)}"
     # After a new search the file may still be that of the front before.
     ids = {point.arch.id for point in front}
     networks = [network for network in found.networks if network.id in ids]
@@ -380,6 +378,11 @@ def _makers(folder: Path, names: list[str]) -> dict[str, str]:
 
 def _day(path: Path) -> str:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d")
+
+
+def device_option(device: str | None) -> str:
+    """What a command needs for a device that is not the usual one."""
+    return "" if device in (None, DEFAULT_DEVICE) else f" --device {shlex.quote(str(device))}"
 
 
 def quoted(run: Run) -> str:

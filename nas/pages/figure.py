@@ -42,7 +42,7 @@ def payload(contents: Contents) -> dict[str, Any]:
 def _own_limit(contents: Contents) -> float | None:
     """The limit on the latency of the page's device, ms."""
     assert contents.front is not None
-    return contents.front.limits.get(contents.front.own_name(f"latency@{contents.device}"))
+    return contents.front.limits.get(contents.named("latency"))
 
 
 def _budget(latencies: Sequence[float], limit: float | None) -> dict[str, float]:
@@ -77,7 +77,7 @@ def figure(contents: Contents) -> dict[str, Any] | None:
         "margin": {"l": 58, "r": 16, "t": 16, "b": 48},
     }
     if front:
-        _draw_limits(layout, front, front.own_name(f"latency@{contents.device}"))
+        _draw_limits(layout, front, contents.named("latency"))
     return {"data": traces, "layout": layout}
 
 

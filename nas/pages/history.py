@@ -6,10 +6,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from nas.api.defaults import DEFAULT_DEVICE
 from nas.finetuning import finetune_command
 from nas.pages.charts import Line, line_chart
-from nas.pages.contents import Contents, quoted, train_command
+from nas.pages.contents import Contents, device_option, quoted, train_command
 from nas.pages.words import percent, section, table, text, three_digits
 from search_spaces.errors import UserError
 
@@ -87,8 +86,7 @@ def artefacts(contents: Contents) -> list[tuple[str, str]]:
 
 def _artefacts(contents: Contents) -> Iterator[tuple[str, str]]:
     run, folder = contents.run, quoted(contents.run)
-    device = contents.device or DEFAULT_DEVICE
-    option = f" --device {shlex.quote(device)}" if device != DEFAULT_DEVICE else ""
+    option = device_option(contents.device)
     if run.weights.exists():
         yield "supernet.safetensors", train_command(run)
     if contents.table is not None:

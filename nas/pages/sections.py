@@ -136,7 +136,7 @@ def _limits(contents: Contents) -> list[str]:
     judged: list[str] = []
     elsewhere: list[str] = []
     for name, bound in contents.front.limits.items():
-        own = kind_of(name) not in OF_DEVICES or name == contents.front.own_name(f"{kind_of(name)}@{contents.device}")
+        own = kind_of(name) not in OF_DEVICES or name == contents.named(kind_of(name))
         (judged if own else elsewhere).append(limit_text(name, bound))
     lines = [f"Limit {text(' and '.join(elsewhere))}: not verified on {text(contents.device)}."] if elsewhere else []
     limits = " and ".join(judged)

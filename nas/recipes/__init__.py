@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from search_spaces.errors import unknown_name
-from supernets import Recipe
+from supernets.recipe import Recipe, check_recipe
 
 __all__ = ["load_recipe", "recipe_names"]
 
@@ -18,23 +19,26 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
-def load_recipe(name: str, *, epochs: float | None = None, batch: int | None = None) -> Recipe:
-    """A recipe by name, or from a TOML file of the user's own.
+def load_recipe(recipe: str | Path | Recipe, *, epochs: float | None = None, batch: int | None = None) -> Recipe:
+    """A recipe by name, from a TOML file of the user's own, or one that is made already; with other epochs or another batch.
 
     Args:
         epochs: of all phases together, instead of the recipe's.
         batch: images per step, instead of the recipe's.
 
     Raises:
-        UserError: neither a known name nor a file, or a bad file.
+        UserError: neither a known name nor a file, or a bad file, or numbers out of range.
     """
-    path = Path(name)
+    found = recipe if isinstance(recipe, Recipe) else _read(str(recipe))
+    changes: dict[str, Any] = {k: value for k, value in (("epochs", epochs), ("batch", batch)) if value is not None}
+    found = dataclasses.replace(found, **changes)
+    check_recipe(found, found.name if isinstance(recipe, Recipe) else str(recipe))
+    return found
+
+
+def _read(name: str) -> Recipe:
     if name in recipe_names():
-        path = _FOLDER / f"{name}.toml"
-    elif path.suffix != ".toml":
+        return Recipe.read(_FOLDER / f"{name}.toml")
+    if not name.endswith(".toml"):
         raise unknown_name("recipe", name, recipe_names(), command="nas train-supernet --help")
-    recipe = Recipe.read(path)
-    changes = {key: value for key, value in (("epochs", epochs), ("batch", batch)) if value is not None}
-    return Recipe.from_dict(
-        {**recipe.to_dict(), **changes, "phases": {k: dataclasses.asdict(v) for k, v in recipe.phases.items()}}, source=name
-    )
+    return Recipe.read(Path(name))

@@ -66,7 +66,7 @@ class Surrogate:
 
     def _known_ends(self) -> Rows:
         """The networks with the smallest value of each known quantity."""
-        known = [i for i in range(len(self.task.quantities)) if i not in self.task.measured]
+        known = self.task.priced
         front = self.task.nearest.front if known else self.archive.rows[:0]
         if not len(front):
             return front

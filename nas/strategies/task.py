@@ -85,6 +85,11 @@ class Task:
         return [i for i, q in enumerate(self.quantities) if q.known is None]
 
     @cached_property
+    def priced(self) -> list[int]:
+        """Columns that are known without an evaluation."""
+        return [i for i, q in enumerate(self.quantities) if q.known is not None]
+
+    @cached_property
     def bounds(self) -> Values:
         """Upper bounds of the minimised quantities, infinite without limit; (quantities,)."""
         return np.array([np.inf if q.bound is None else q.sign * q.bound for q in self.quantities])
@@ -108,7 +113,7 @@ class Task:
 
     def allowed(self, rows: Rows) -> NDArray[np.bool_]:
         """Which rows meet all known limits, (N,)."""
-        known = [i for i in range(len(self.quantities)) if i not in self.measured and np.isfinite(self.bounds[i])]
+        known = [i for i in self.priced if np.isfinite(self.bounds[i])]
         if not known:
             return np.ones(len(rows), dtype=bool)
         return self.excess(self.known(rows), known) <= 0
@@ -116,11 +121,10 @@ class Task:
     @cached_property
     def nearest(self) -> Evolved:
         """An evolution towards the known limits, smallest known quantities first: networks that meet them, or ``least`` > 0."""
-        known = [i for i in range(len(self.quantities)) if i not in self.measured]
 
         def price(rows: Rows) -> tuple[Values, Values]:
             values = self.known(rows)
-            return values[:, known], self.excess(values, known)
+            return values[:, self.priced], self.excess(values, self.priced)
 
         ends = self.space.to_array([self.space.smallest, self.space.largest])
         rng = np.random.default_rng([self.seed, 1])
@@ -132,12 +136,11 @@ class Task:
 
         Where every gene has a cost of its own the end is the least there is.
         """
-        known = [i for i in range(len(self.quantities)) if i not in self.measured]
         best, least = found.population[:1], found.least
         while least > 0:
             arch = self.space.from_array(best)[0]
             near = self.space.to_array(self.space.neighbours(arch))
-            excess = self.excess(self.known(near), known)
+            excess = self.excess(self.known(near), self.priced)
             if not len(near) or excess.min() >= least:
                 break
             best, least = near[[excess.argmin()]], float(excess.min())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -32,6 +34,7 @@ from supernets.losses import alpha_divergence, batch_loss
 from supernets.optimising import WeightAverage, make_optimiser
 from supernets.states import CheckpointFile
 from supernets.steps import Steps
+from supernets.teaching import Teacher
 
 ALL = Recipe(name="all", epochs=1.0, batch=32, sandwich=True, phases={"all": PhaseSettings(lr=0.05, subnets=2)})
 RICH = replace(
@@ -159,6 +162,27 @@ def test_each_network_moves_the_weights_by_itself(data: ImageData) -> None:
         by_hand.step()
         soft = F.softmax(logits.detach(), dim=1) if soft is None else soft
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(net.parameters(), plain.parameters(), strict=True))
+
+
+def test_a_teachers_statistics_are_taken_outside_of_how_training_runs(data: ImageData) -> None:
+    recipe = replace(ALL, sandwich=False, phases={"full": PhaseSettings(), "all": PhaseSettings(subnets=2)})
+    net = new_supernet()
+    steps, phase = steps_of(net, data, recipe), plan_phases(recipe, net.space, steps=100)[-1]
+    steps.teacher = Teacher(net.extract(net.space.largest), data=data)
+    inside: list[int] = []
+
+    @contextmanager
+    def forward(_: Steps) -> Iterator[None]:
+        inside.append(1)
+        yield
+        inside.pop()
+
+    def taken(*_: object) -> None:
+        assert not inside
+
+    with mock.patch.object(Steps, "_forward", forward), mock.patch("supernets.teaching.recalibrate", side_effect=taken) as took:
+        list(steps.gradients(0, phase))
+    assert took.call_count == 1
 
 
 def test_accumulated_parts_are_averaged(data: ImageData) -> None:

@@ -232,13 +232,13 @@ def test_a_teacher_normalises_by_what_it_sees(data: ImageData, mode: str) -> Non
         own.train(mode == "train")
         with torch.no_grad():
             wanted = own(images).softmax(1)
-        assert torch.equal(teacher(images, resolution), wanted) or mode == "train"
+        assert torch.equal(teacher.at(resolution)(images), wanted) or mode == "train"
         if mode == "train":
-            assert torch.allclose(teacher(images, resolution), teacher(images, resolution))
+            assert torch.allclose(teacher.at(resolution)(images), teacher.at(resolution)(images))
     kept = Teacher(calibrated(net, largest, data, seed=3))  # a network that is given keeps its statistics
     images = data.val.batch(range(40), 12)
     with torch.no_grad():
-        assert torch.equal(kept(images, 12), calibrated(net, largest, data, seed=3)(images).softmax(1))
+        assert torch.equal(kept.at(12)(images), calibrated(net, largest, data, seed=3)(images).softmax(1))
 
 
 class TiedHeads(torch.nn.Module):
