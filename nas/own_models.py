@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,9 +30,10 @@ from supernets.vision import install
 __all__ = ["RecordedModel", "find_model", "read_choices", "recorded_space", "remember"]
 
 MODEL_VERSION = 1
+_FUSED = re.compile(r"Fused\(groups=(?P<groups>\d+|\([\d, ]*\))(, dim=(?P<dim>\d+))?\)")
 _ALLOWED_CHOICES = (
     "name = [options] for each choice, [name] with options and length for a list of them, "
-    "[fixed] with further arguments, [rules] with pattern = {fused = N}"
+    "[fixed] with further arguments, [rules] with pattern = {fused = N}, {fused = [N, M], dim = 1} or 'function'"
 )
 
 
@@ -84,8 +86,11 @@ def _loaded(path: Path, function: str) -> Callable[..., Any]:
     return build
 
 
-def read_choices(path: Path) -> dict[str, Any]:
+def read_choices(path: Path, model: str = "") -> dict[str, Any]:
     """Arguments of `nas.elastic` from a TOML file: ``choices``, ``fixed`` and ``rules``.
+
+    Args:
+        model: ``FILE.py:FUNCTION``; rules may name functions of that file.
 
     For example::
 
@@ -101,12 +106,12 @@ def read_choices(path: Path) -> dict[str, Any]:
 
         [rules]                      # tensors that are several in one
         "*.in_proj_*" = {fused = 3}
+        "mix.weight" = {fused = [2, 1], dim = 1}
+        "head.*" = "last_rows"       # a function of the model file, rule(large, shape) -> part
 
     Raises:
         UserError: missing, not TOML, or something else in it.
     """
-    from supernets import fused
-
     if not path.is_file():
         raise UserError(f"choices file {path} does not exist", allowed="A TOML file", next_step="Correct the path")
     with reading(path, allowed=_ALLOWED_CHOICES, next_step="Correct that line"):
@@ -116,11 +121,18 @@ def read_choices(path: Path) -> dict[str, Any]:
         raise _bad(path, "fixed", fixed)
     if not isinstance(rules, dict):
         raise _bad(path, "rules", rules)
-    for pattern, rule in rules.items():
-        if not isinstance(rule, dict) or rule.keys() != {"fused"} or not isinstance(rule["fused"], int) or rule["fused"] < 1:
-            raise _bad(path, f"rules.'{pattern}'", rule)
     choices = {name: _choice(path, name, options) for name, options in value.items()}
-    return {"choices": choices, "fixed": fixed, "rules": {pattern: fused(rule["fused"]) for pattern, rule in rules.items()}}
+    return {"choices": choices, "fixed": fixed, "rules": {name: _rule(path, name, rule, model) for name, rule in rules.items()}}
+
+
+def _rule(path: Path, pattern: str, value: Any, model: str) -> Callable[..., Any]:
+    from supernets import fused
+
+    if isinstance(value, str):
+        return find_model(f"{model.rpartition(':')[0]}:{value}")
+    if isinstance(value, dict) and value.keys() <= {"fused", "dim"} and isinstance(value.get("fused"), int | list):
+        return fused(value["fused"], dim=value.get("dim", 0))
+    raise _bad(path, f"rules.'{pattern}'", value)
 
 
 def _choice(path: Path, name: str, value: Any) -> list[Any] | Choice:
@@ -157,7 +169,24 @@ class RecordedModel:
         """The constructor itself.
 
         Raises:
-            UserError: the run does not remember one, was not made here, or the file has changed.
+            UserError: see `record`.
+        """
+        return self.find(str(self.record.get("function")))
+
+    def find(self, function: str) -> Callable[..., Any]:
+        """A function of the constructor's file.
+
+        Raises:
+            UserError: see `record`; or the file does not have it.
+        """
+        return _found_again(Path(self.record["file"]), function, str(self.record.get("module")))
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What the run remembers, of a file that may be run.
+
+        Raises:
+            UserError: the run remembers nothing, was not made here, or the file has changed.
         """
         path = self.run / "model.json"
         again = f"Name it again with the command that trained the run, or: nas.Run.open('{self.run}', space=nas.elastic(...))"
@@ -182,7 +211,7 @@ class RecordedModel:
                 allowed=f"The file with SHA-256 {str(value.get('sha256'))[:16]}...",
                 next_step="Restore the file, or train anew in another folder",
             )
-        return _found_again(file, str(value.get("function")), str(value.get("module")))
+        return value
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -214,7 +243,7 @@ def remember(run: Path, space: ElasticSpace) -> None:
         write_json(path, "own-model", MODEL_VERSION, record)
 
 
-def _record(run: Path, space: ElasticSpace) -> dict[str, str] | None:
+def _record(run: Path, space: ElasticSpace) -> dict[str, Any] | None:
     build: Any = space.build
     name = getattr(build, "__qualname__", "")
     module = getattr(build, "__module__", None)
@@ -225,7 +254,12 @@ def _record(run: Path, space: ElasticSpace) -> dict[str, str] | None:
         return None
     file = Path(source).resolve()
     where = {"file": str(file), "module": str(module), "function": name}
-    return {**where, "sha256": file_hash(file), "folder": str(run.resolve())}
+    rules = {
+        pattern: rule.__qualname__
+        for pattern, rule in space.rules.items()
+        if inspect.isfunction(rule) and rule.__module__ == module and "<" not in rule.__qualname__
+    }
+    return {**where, "rules": rules, "sha256": file_hash(file), "folder": str(run.resolve())}
 
 
 def _found_again(file: Path, function: str, module: str) -> Callable[..., Any]:
@@ -250,25 +284,16 @@ def recorded_space(run: Path, value: Mapping[str, Any]) -> ElasticSpace:
 
 
 def _recorded_space(run: Path, value: Mapping[str, Any]) -> ElasticSpace:
-    from supernets import elastic_space, fused
+    from supernets import elastic_space
 
     bare = ElasticSpace.from_dict(value)
-    rules = {}
-    for pattern, text in value["rules"].items():
-        kind, _, number = str(text).rstrip(")").partition("(groups=")
-        if kind != "Fused":
-            raise UserError(
-                f"{run} has a rule of your own for '{pattern}' ({text})",
-                allowed="Rules that are functions are not stored",
-                next_step=f"Open it with: nas.Run.open('{run}', space=nas.elastic(..., rules=...))",
-            )
-        rules[pattern] = fused(int(number))
+    model = RecordedModel(run)
     whole = elastic_space(
-        RecordedModel(run),
+        model,
         bare.choices,
         name=bare.name,
         fixed=bare.fixed,
-        rules=rules,
+        rules={pattern: _recorded_rule(model, pattern, str(text)) for pattern, text in value["rules"].items()},
         input_shape=bare.parameters["input_shape"],
         outputs=bare.parameters["outputs"],
         block_level=bare.block_level,
@@ -276,3 +301,41 @@ def _recorded_space(run: Path, value: Mapping[str, Any]) -> ElasticSpace:
     restricted = whole.restrict({gene.name: gene.options for gene in bare.genes})
     assert isinstance(restricted, ElasticSpace)
     return restricted
+
+
+@dataclass(frozen=True)
+class RecordedRule:
+    """A rule of a run that is a function of the constructor's file, loaded when it is first used."""
+
+    model: RecordedModel
+    pattern: str
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def __call__(self, large: Any, shape: tuple[int, ...]) -> Any:
+        """The part of a tensor.
+
+        Raises:
+            UserError: see `RecordedModel.record`; or the run does not remember where the rule is.
+        """
+        run = self.model.run
+        if self.model.record.get("rules", {}).get(self.pattern) != self.text:
+            raise UserError(
+                f"{run} has a rule of your own for '{self.pattern}' ({self.text})",
+                allowed="A rule that is found by name in the constructor's file",
+                next_step=f"Put it there, or open the run with: nas.Run.open('{run}', space=nas.elastic(..., rules=...))",
+            )
+        return self.model.find(self.text)(large, shape)
+
+
+def _recorded_rule(model: RecordedModel, pattern: str, text: str) -> Callable[..., Any]:
+    """The rule that a space's description calls ``text``."""
+    from supernets import fused
+
+    match = _FUSED.fullmatch(text)
+    if match is None:
+        return RecordedRule(model, pattern, text)
+    parts = [int(number) for number in re.findall(r"\d+", match["groups"])]
+    return fused(parts if match["groups"].startswith("(") else parts[0], dim=int(match["dim"] or 0))

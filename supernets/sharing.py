@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -21,25 +22,55 @@ Rule = Callable[[Tensor, tuple[int, ...]], Tensor]  # the largest network's tens
 
 @dataclass(frozen=True)
 class Fused:
-    """A rule for tensors that hold several of a kind one after the other; see `fused`."""
+    """A rule for tensors that hold several parts one after the other; see `fused`. The other dimensions are cut before it."""
 
-    groups: int
+    groups: int | tuple[int, ...]
+    dim: int = 0
+
+    def __repr__(self) -> str:
+        return f"Fused(groups={self.groups}{f', dim={self.dim}' if self.dim else ''})"
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """Of each part, in units of the smallest common one."""
+        return (1,) * self.groups if isinstance(self.groups, int) else self.groups
 
     def __call__(self, large: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The prefix of each group, (groups * n, ...) of (groups * N, ...)."""
-        if large.shape[0] % self.groups or shape[0] % self.groups:
-            raise ValueError(f"{large.shape[0]} and {shape[0]} rows are not {self.groups} equal groups")
-        split = large.view(self.groups, -1, *large.shape[1:])  # (groups, N, ...)
-        part: Tensor = split[(slice(None), slice(shape[0] // self.groups), *(slice(n) for n in shape[1:]))]
-        return part.flatten(0, 1)
+        """The prefix of each part: n * sum(shares) of N * sum(shares) along ``dim``; all of a tensor without that dimension."""
+        if large.ndim <= self.dim or large.shape[self.dim] == shape[self.dim]:
+            return large
+        whole = sum(self.shares)
+        (have, over), (want, left) = divmod(large.shape[self.dim], whole), divmod(shape[self.dim], whole)
+        if over or left:
+            parts = ":".join(map(str, self.shares))
+            raise ValueError(f"{large.shape[self.dim]} and {shape[self.dim]} along dimension {self.dim} are not parts {parts}")
+        starts = itertools.accumulate(self.shares, initial=0)
+        return torch.cat(
+            [large.narrow(self.dim, n * have, share * want) for n, share in zip(starts, self.shares, strict=False)], self.dim
+        )
 
 
-def fused(groups: int) -> Fused:
-    """The rule for fused tensors: the first dimension is ``groups`` equal parts, and each is cut to its own prefix.
+def fused(groups: int | Sequence[int], *, dim: int = 0) -> Fused:
+    """The rule for tensors that hold several parts along one dimension: each part is cut to its own prefix.
 
-    For example ``rules={"*.in_proj_*": nas.fused(3)}`` for the query, key and value weights of torch's attention.
+    For example ``rules={"*.in_proj_*": nas.fused(3)}`` for the query, key and value weights of torch's attention, and
+    ``nas.fused(2, dim=1)`` for the weight of a convolution that reads two concatenated tensors of equal width.
+
+    Args:
+        groups: number of equal parts, or the ratio of unequal ones: ``(2, 1)`` when the first has twice the channels.
+        dim: the dimension that holds them: 0 outputs (and biases, normalisations), 1 inputs. Tensors without it have none.
+
+    Raises:
+        UserError: no parts, or a negative number.
     """
-    return Fused(groups)
+    counts = (groups,) if isinstance(groups, int) else tuple(groups)
+    if not counts or not all(type(n) is int and n > 0 for n in counts) or type(dim) is not int or dim < 0:
+        raise UserError(
+            f"fused({groups!r}, dim={dim!r})",
+            allowed="A number of equal parts or a list of their ratios, whole numbers from 1; dim from 0",
+            next_step="Write for example: nas.fused(3), nas.fused((2, 1), dim=1)",
+        )
+    return Fused(groups if isinstance(groups, int) else counts, dim)
 
 
 def shared_moves(small: nn.Module, large: nn.Module, rules: Mapping[str, Rule], *, names: tuple[str, str]) -> list[Move]:
@@ -116,21 +147,33 @@ def _move(
     if large is None or have is None or len(have) != len(want):
         raise _unshared(f"'{name}' is {want} in {names[0]} and {have or 'absent'} in {names[1]}")
     rule = next((rule for pattern, rule in rules.items() if fnmatchcase(name, pattern)), None)
-    if rule is not None:
-        _try_rule(name, rule, large, want, names)
-        return Move(name, target, held, leaf, rule=lambda tensor: rule(tensor, want))
+    if rule is not None and not isinstance(rule, Fused):
+        move = Move(name, target, held, leaf, rule=lambda tensor: rule(tensor, want))
+        _try_rule(move, want, names)
+        return move
     if any(h < w for h, w in zip(have, want, strict=True)):
         raise _unshared(f"'{name}' is {want} in {names[0]}, larger than {have} in {names[1]}")
     filters = isinstance(owner, _ConvNd) and leaf in ("weight", "weight_v")  # the latter under weight normalisation
     for w, h in zip(want[2:], have[2:], strict=True):
         if filters and (h - w) % 2:
             raise _unshared(f"'{name}' has a kernel of {w} in {names[0]} and of {h} in {names[1]}: no centre")
-    return Move(name, target, held, leaf, cuts_between(want, have, filters=filters))
+    cuts = cuts_between(want, have, filters=filters)
+    if rule is None:
+        return Move(name, target, held, leaf, cuts)
+    rest = tuple(cut for cut in cuts if cut[0] != rule.dim)
+    move = Move(name, target, held, leaf, rest, rule=lambda tensor: rule(tensor, want))
+    _try_rule(move, want, names)
+    return move
 
 
-def _try_rule(name: str, rule: Rule, large: Tensor, want: tuple[int, ...], names: tuple[str, str]) -> None:
+def _try_rule(move: Move, want: tuple[int, ...], names: tuple[str, str]) -> None:
+    name = move.name
     try:
-        found = tuple(rule(large, want).shape)
+        value = move.value()
+        assert value is not None
+        found = tuple(value.shape)
+    except UserError:
+        raise
     except Exception as error:
         raise _unshared(f"the rule for '{name}' raised {type(error).__name__}: {error} ({names[0]}, {names[1]})") from error
     if found != want:

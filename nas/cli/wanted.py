@@ -97,7 +97,7 @@ def _own_space(model: str | None, choices: Path | None, images: ImageData, *, cl
             allowed="--model and --choices together, and then neither --width nor --resolution",
             next_step="Write: --model my_model.py:build --choices my_choices.toml",
         )
-    given = read_choices(choices)
+    given = read_choices(choices, model)
     return nas.elastic(find_model(model), given.pop("choices"), **given, input_shape=images.input_shape)
 
 

@@ -15,6 +15,7 @@ import torch
 import nas
 from nas.own_models import find_model, read_choices
 from search_spaces import UserError
+from supernets import ElasticSupernet
 
 MODEL = """
 import torch
@@ -212,12 +213,50 @@ def test_bad_input_exits_with_two_and_names_it(
 
 def test_choices_in_toml(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
-    file.write_text('a = [1, 2]\n[b]\noptions = [3, 5]\nlength = 4\n[fixed]\nc = 7\n[rules]\n"*.qkv" = {fused = 3}\n')
-    assert read_choices(file) == {
+    file.write_text("a = [1, 2]\n[b]\noptions = [3, 5]\nlength = 4\n[fixed]\nc = 7\n")
+    with file.open("a") as more:
+        more.write('[rules]\n"*.qkv" = {fused = 3}\n"mix.*" = {fused = [2, 1], dim = 1}\n"head.*" = "last"\n')
+    (tmp_path / "model.py").write_text("def last(large, shape):\n    return large[-shape[0]:]\n")
+    model = f"{tmp_path / 'model.py'}:build"
+    assert read_choices(file, model) == {
         "choices": {"a": [1, 2], "b": nas.Choice((3, 5), 4)},
         "fixed": {"c": 7},
-        "rules": {"*.qkv": nas.fused(3)},
+        "rules": {
+            "*.qkv": nas.fused(3),
+            "mix.*": nas.fused((2, 1), dim=1),
+            "head.*": find_model(f"{tmp_path / 'model.py'}:last"),
+        },
     }
+
+
+def test_rules_of_ones_own_are_found_again(tmp_path: Path) -> None:
+    """In another process, too: what the constructor's file has is found by name, other functions must be given again."""
+    rule = "def last(large, shape):\n    return large[-shape[0]:, -shape[1]:] if len(shape) == 2 else large[-shape[0]:]\n"
+    (tmp_path / "beside.py").write_text("WIDTH = 4\n")
+    (tmp_path / "model.py").write_text(MODEL + rule)
+    model = f"{tmp_path / 'model.py'}:build"
+    (tmp_path / "choices.toml").write_text(
+        f'width = {[*range(4, 24, 2)]}\ndepth = [1, 2]\n[rules]\n"head.*" = "last"\n"body.*.1.*" = {{fused = 2}}\n'
+    )
+    given = read_choices(tmp_path / "choices.toml", model)
+    space = nas.elastic(find_model(model), given.pop("choices"), **given)
+    supernet = nas.Supernet(space, seed=0)
+    run = nas.train(supernet, "fake:28x1x4", out=tmp_path / "run", epochs=1, seed=0)
+    again = nas.Run.open(tmp_path / "run").supernet()
+    assert isinstance(again, ElasticSupernet)
+    small = again.extract(again.space.smallest)
+    assert torch.equal(small.head.weight, again.network.head.weight[:, -4:])
+    assert torch.equal(small.body[0][1].weight, again.network.body[0][1].weight[[0, 1, 11, 12]])
+    assert len(nas.score(run.path, samples=20, images=50, jobs=2, seed=0)) == 20
+    assert nas.Run.open(tmp_path / "run", space=space).space.to_dict() == again.space.to_dict()
+
+    def local(large: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        return large[tuple(slice(n) for n in shape)]
+
+    other = nas.elastic(find_model(model), {"width": [4, 6], "depth": [1, 2]}, rules={"head.*": local})
+    nas.train(nas.Supernet(other), "fake:28x1x4", out=tmp_path / "other", epochs=1)
+    with pytest.raises(UserError, match=r"rule of your own for 'head\.\*' .*local"):
+        nas.Run.open(tmp_path / "other").supernet().extract(other.smallest)
 
 
 @pytest.mark.shared_data

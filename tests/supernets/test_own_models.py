@@ -192,7 +192,54 @@ def test_tied_weights_stay_tied() -> None:
 def test_fused_tensors_are_cut_group_by_group() -> None:
     large = torch.arange(24.0).view(12, 2)
     part = fused(3)(large, (6, 1))
-    assert part.tolist() == [[0], [2], [8], [10], [16], [18]]
+    assert part.tolist() == [[0, 1], [2, 3], [8, 9], [10, 11], [16, 17], [18, 19]]
+    unequal = fused((2, 1), dim=1)
+    assert unequal(torch.arange(6.0)[None], (1, 3)).tolist() == [[0, 1, 4]]
+    assert unequal(large[:, :0], (12, 0)).shape == (12, 0)
+    bias = torch.arange(6.0)
+    assert unequal(bias, (3,)) is bias  # no such dimension: the prefix is cut before
+    with pytest.raises(ValueError, match="6 and 4 along dimension 1 are not parts 2:1"):
+        unequal(torch.zeros(1, 6), (1, 4))
+
+
+class Branches(torch.nn.Module):
+    """A convolution over two concatenated branches, as in SqueezeNet: the second has twice the channels."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Conv2d(3, width, 1), torch.nn.Conv2d(3, 2 * width, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(3 * width)
+        self.mix = torch.nn.Conv2d(3 * width, 8, kernel, padding=kernel // 2)
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([self.one(x), self.two(x)], 1)
+        logits: torch.Tensor = self.head(self.mix(self.norm(both)).mean((2, 3)))
+        return logits
+
+
+def test_concatenated_inputs_are_cut_part_by_part() -> None:
+    """A channel meets the same filters in every network: without the other channels the largest network is the small one."""
+    rules = {"mix.*": fused((1, 2), dim=1), "norm.*": fused((1, 2))}
+    space = elastic(Branches, {"width": [2, 4], "kernel": [1, 3]}, rules=rules, input_shape=(3, 8, 8))
+    net = Supernet(space, seed=0).eval()
+    small = net.extract(space.smallest).eval()
+    rows = [0, 1, 4, 5, 6, 7]
+    assert torch.equal(small.mix.weight, net.network.mix.weight[:, rows, 1:2, 1:2])
+    assert torch.equal(small.norm.weight, net.network.norm.weight[rows])
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(small(x), net(x, space.smallest))
+    narrow = space.architecture(width=2, kernel=3)
+    with torch.no_grad():
+        for conv, kept in ((net.network.one, 2), (net.network.two, 4)):
+            conv.weight[kept:], conv.bias[kept:] = 0, 0  # type: ignore[index]
+    assert torch.allclose(net(x, narrow), net(x, space.largest), atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [(0,), ((),), ((2, 0),), ((1.5,),), (True,), (2, -1)])
+def test_a_fused_rule_has_parts(given: tuple[Any, ...]) -> None:
+    with pytest.raises(UserError, match="whole numbers from 1"):
+        fused(given[0], dim=given[1] if len(given) > 1 else 0)
 
 
 def test_a_rule_of_ones_own() -> None:
