@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from search_spaces import Choice, ElasticSpace
@@ -54,26 +55,28 @@ def _loaded(path: Path, function: str) -> Callable[..., Any]:
         raise UserError(f"model file {path} does not exist", allowed="A Python file", next_step="Correct the path")
     install()  # the file may import torchvision
     path = path.resolve()
-    name = f"hwnas_own_model_{file_hash(path)[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise UserError(f"{path} is not a Python file", allowed="A file that ends in .py", next_step="Correct the path")
-    module = sys.modules.get(name)
-    if module is None:
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # so that the source of its classes can be found
-        sys.path.insert(0, str(path.parent))  # it may import what lies beside it, as a script does
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            raise UserError(
-                f"{path} raised {type(error).__name__}: {error}",
-                allowed="A Python file that can be imported",
-                next_step="Correct the file",
-            ) from error
-        finally:
-            sys.path.remove(str(path.parent))
+    root = path.parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    sys.path.insert(0, str(root))  # it may import what lies beside it, as a script does, and its package's other modules
+    try:
+        module = _executed(path) if root == path.parent else importlib.import_module(".".join(_parts(path, root)))
+    except Exception as error:
+        raise UserError(
+            f"{path} raised {type(error).__name__}: {error}",
+            allowed="A Python file that can be imported",
+            next_step="Correct the file",
+        ) from error
+    finally:
+        sys.path.remove(str(root))
+    if Path(str(module.__file__)).resolve() != path:
+        raise UserError(
+            f"{path} is {module.__name__}, which {module.__file__} is already",
+            allowed="A package whose name no other has",
+            next_step="Rename the package's folder",
+        )
     found: Any = module
     for part in function.split("."):
         if not hasattr(found, part):
@@ -84,6 +87,29 @@ def _loaded(path: Path, function: str) -> Callable[..., Any]:
         raise UserError(f"{function} in {path} is no function", allowed="build(**choices) -> module", next_step="Correct it")
     build: Callable[..., Any] = found
     return build
+
+
+def _parts(path: Path, root: Path) -> tuple[str, ...]:
+    """Of the dotted name of a module in a package."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def _executed(path: Path) -> ModuleType:
+    """A file that belongs to no package, as a module of its own; the same one while its content is."""
+    name = f"hwnas_own_model_{file_hash(path)[:16]}"  # without the path: tables know layers by the modules of their classes
+    if name not in sys.modules or sys.modules[name].__file__ != str(path):
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # so that the source of its classes can be found
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 def read_choices(path: Path, model: str = "") -> dict[str, Any]:
@@ -263,17 +289,14 @@ def _record(run: Path, space: ElasticSpace) -> dict[str, Any] | None:
 
 
 def _found_again(file: Path, function: str, module: str) -> Callable[..., Any]:
-    """The constructor in a file whose hash was checked: a part of an installed package is imported, not run on its own."""
-    if "." in module:
-        try:
-            package = importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(
-                f"module {module} cannot be imported ({error})", allowed="The package installed", next_step="Install it"
-            ) from None
-        if Path(str(package.__file__)).resolve() == file:
-            build: Callable[..., Any] = attrgetter(function)(package)
-            return build
+    """The constructor in a file whose hash was checked; of a module that can be imported by its name, that one."""
+    try:
+        known = importlib.import_module(module) if "." in module else sys.modules.get(module)
+    except ImportError:  # of a package that is not installed
+        known = None
+    if known is not None and Path(str(known.__file__)).resolve() == file:
+        build: Callable[..., Any] = attrgetter(function)(known)
+        return build
     return _loaded(file, function)
 
 

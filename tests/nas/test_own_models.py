@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -227,6 +228,29 @@ def test_choices_in_toml(tmp_path: Path) -> None:
             "head.*": find_model(f"{tmp_path / 'model.py'}:last"),
         },
     }
+
+
+def test_a_model_file_of_a_package_imports_the_package(tmp_path: Path) -> None:
+    """Relative imports work, and so they do in a fresh process that opens the run from elsewhere."""
+    package = tmp_path / "zoo_of_mine" / "nets"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").write_text("")
+    (package.parent / "sizes.py").write_text("WIDTH = 4\n")
+    (package / "factory.py").write_text(MODEL.replace("from beside", "from ..sizes"))
+    build = find_model(f"{package / 'factory.py'}:build")
+    assert build.__module__ == "zoo_of_mine.nets.factory"
+    assert str(tmp_path) not in sys.path
+    space = nas.elastic(build, {"width": [4, 6], "depth": [1, 2]})
+    nas.train(nas.Supernet(space), "fake:28x1x4", out=tmp_path / "run", epochs=1)
+    code = f"import nas; print(nas.Run.open({str(tmp_path / 'run')!r}).supernet().classes)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
+    assert done.stdout == "4\n", done.stderr
+    other = tmp_path / "elsewhere" / "zoo_of_mine"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("def build(width, depth): ...\n")
+    with pytest.raises(UserError, match=r"zoo_of_mine, which .* is already"):
+        find_model(f"{other / '__init__.py'}:build")
 
 
 def test_rules_of_ones_own_are_found_again(tmp_path: Path) -> None:
