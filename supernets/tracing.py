@@ -44,17 +44,20 @@ Traced = Mapping[str, Block]
 
 
 def outputs_of(space: ElasticSpace) -> int:
-    """Classes that the largest network tells apart.
+    """Classes that the largest network tells apart, in evaluation and in training alike.
 
     Raises:
         UserError: see `watched`.
     """
-    output, _ = watched(space, space.largest, lambda network: nullcontext(network))
+    for training in (False, True):
+        output, _ = watched(space, space.largest, lambda network: nullcontext(network), training=training)
     return int(output.shape[1])
 
 
-def watched(space: ElasticSpace, arch: Architecture, watch: Callable[[nn.Module], Watch[T]]) -> tuple[Tensor, T]:
-    """Run a network once without values, where that works, and watch it: its output (1, classes), and what ``watch`` saw.
+def watched(
+    space: ElasticSpace, arch: Architecture, watch: Callable[[nn.Module], Watch[T]], *, training: bool = False
+) -> tuple[Tensor, T]:
+    """Run a network once without values, where that works, and watch it: its output (B, classes), and what ``watch`` saw.
 
     Raises:
         UserError: it raised with values too, or its output is not (B, classes).
@@ -62,36 +65,37 @@ def watched(space: ElasticSpace, arch: Architecture, watch: Callable[[nn.Module]
     network = shell(space, arch).to("meta")
     try:
         with watch(network) as seen:
-            return forward(space, arch, network), seen
+            return forward(space, arch, network, training=training), seen
     except UserError:  # not every network runs without values; what was seen until then does not count
         network = construct(space, arch)
         with watch(network) as seen:
-            return forward(space, arch, network), seen
+            return forward(space, arch, network, training=training), seen
 
 
-def forward(space: ElasticSpace, arch: Architecture, network: nn.Module, *, batch: int = 1) -> Tensor:
-    """The output (B, classes) of a network in evaluation mode, on fixed random input where the network has values.
+def forward(space: ElasticSpace, arch: Architecture, network: nn.Module, *, batch: int = 1, training: bool = False) -> Tensor:
+    """The output (B, classes) of a network, on fixed random input where the network has values; two examples in training.
 
     Raises:
         UserError: it raised, or its output is not (B, classes).
     """
-    shape = (batch, *space.shape_of(arch))
+    shape = (max(batch, 2 if training else 1), *space.shape_of(arch))
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     try:
-        output = network.eval()(x)
+        with torch.random.fork_rng([]):  # training draws
+            output = network.train(training)(x)
     except Exception as error:
         raise UserError(
             f"{call_text(space, arch)} raised {type(error).__name__} on input {shape}: {error}",
             allowed="Every network takes a batch of examples of the input's shape",
             next_step="Correct its forward, or the input_shape",
         ) from error
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != batch:
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(x):
         found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise UserError(
-            f"{call_text(space, arch)} gives {found} for input {shape}",
+            f"{call_text(space, arch)} gives {found} for input {shape}{' in training mode' if training else ''}",
             allowed="One tensor (B, classes)",
-            next_step="Return the logits alone",
+            next_step="Return the logits alone" + (", without those of auxiliary heads" if training else ""),
         )
     return output
 

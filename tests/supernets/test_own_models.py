@@ -322,6 +322,24 @@ def test_input_that_the_network_does_not_take() -> None:
         elastic(lambda width: nn.Conv2d(1, width, 3, padding=1), {"width": [2, 4]}, input_shape=(1, 20, 20))
 
 
+class WithAuxiliaryHead(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body, self.aux, self.head = nn.Linear(8, width), nn.Linear(width, 4), nn.Linear(width, 4)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.drop(self.body(x))
+        return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+
+def test_training_gives_logits_alone_too() -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(UserError, match=r"WithAuxiliaryHead\(width=8\) gives a tuple for input \(2, 8\) in training mode"):
+        elastic(WithAuxiliaryHead, {"width": [4, 8]}, input_shape=(8,))
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_without_an_input_shape_everything_works_but_counting() -> None:
     space = elastic(PlainCnn, {"width": [4, 8]}, fixed={"kernel": 3, "depth": 1})
     net = Supernet(space)
