@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.objectives import Limit, Objective
+from nas.objectives import Limit, Objective, nearest, violations
 from nas.pareto import non_dominated
 from nas.selection import survivors
 from search_spaces import SearchSpace
@@ -105,15 +105,13 @@ def nsga2(
         UserError: no network within all limits was met.
     """
 
+    every = {objective.name: objective for objective in [*objectives, *(objective for objective, _ in limits)]}
+    bounds = [limit for _, limit in limits]
+
     def price(rows: Rows) -> tuple[Values, Values]:
-        known = {objective.name: objective.values(rows) for objective in objectives}
+        known = {name: objective.values(rows) for name, objective in every.items()}
         costs = np.column_stack([-known[o.name] if o.maximise else known[o.name] for o in objectives])
-        violation = np.zeros(len(rows))
-        for objective, limit in limits:
-            values = known[objective.name] if objective.name in known else objective.values(rows)
-            # In shares of the bound, so that limits of different units weigh alike.
-            violation += np.maximum(limit.excess(values) / limit.bound, 0.0)
-        return costs, violation
+        return costs, violations(bounds, known, len(rows))
 
     ends = space.to_array([space.smallest, space.largest])  # both ends of the front are there from the start
     progress.start("search (NSGA-II)", generations)
@@ -130,10 +128,10 @@ def nsga2(
     finally:
         progress.stop()
     if not len(found.front):
-        names = ", ".join(str(limit) for _, limit in limits)
+        last = {name: objective.values(found.population) for name, objective in every.items()}
         raise UserError(
-            f"no network of {space.key} was found within all limits together: {names}",
-            allowed=f"The nearest one exceeds them by {found.least:.1%} of the bounds in sum",
+            f"no network of {space.key} was found within all limits together: {', '.join(map(str, bounds))}",
+            allowed=f"The nearest one has {nearest(bounds, last, len(found.population))}",
             next_step="Relax a limit",
         )
     return found.front[np.lexsort(price(found.front)[0].T)]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.evolution import Evolved, evolve
-from nas.objectives import Limit, Objective, format_value, suggestion
+from nas.objectives import Limit, Objective, format_value, suggestion, violations
 from search_spaces import SearchSpace
 from search_spaces.errors import UserError
 
@@ -75,11 +75,8 @@ def _ends(space: SearchSpace, objectives: Mapping[str, Objective], limits: Seque
 
 
 def _excess(objectives: Mapping[str, Objective], limits: Sequence[Limit], rows: Rows) -> Values:
-    """How far rows exceed limits, in shares of the bounds, (N,)."""
-    total = np.zeros(len(rows))
-    for limit in limits:
-        total += np.maximum(limit.excess(objectives[limit.objective].values(rows)) / limit.bound, 0.0)
-    return total
+    """See `violations`."""
+    return violations(limits, {limit.objective: objectives[limit.objective].values(rows) for limit in limits}, len(rows))
 
 
 def _towards(

@@ -34,12 +34,13 @@ class Pool:
     Attributes:
         scores: of networks whose values count as measured; empty where the front is made of predictions.
         rows: (N, genes) canonical, distinct.
+        predictor: of accuracies; None where every row was scored.
         settled: nothing more will be scored. Where limits are kept by a network that was scored, a prediction has no place
             beside it: what evolution finds on predictions are those that err upwards.
     """
 
     goal: Goal
-    predictor: ArchitecturePredictor
+    predictor: ArchitecturePredictor | None
     scores: Sequence[Score]
     rows: Rows
     settled: bool = False
@@ -73,7 +74,7 @@ class Pool:
     def values(self) -> dict[str, Values]:
         """Every quantity of the rows, (N,): measured accuracies where there are some, predicted ones elsewhere."""
         values = {name: objective.values(self.rows) for name, objective in self.goal.known.items()}
-        predicted = self.predictor.mean(self.rows)
+        predicted = self._measured[0] if self.predictor is None else self.predictor.mean(self.rows)
         return values | {"accuracy": np.where(self.is_measured, self._measured[0], predicted)}
 
     @cached_property
@@ -165,7 +166,9 @@ class Pool:
             return ParetoFront(self.goal.space, (), directions_of(view.objectives), limits, provenance)
         chosen = chosen[non_dominated(self._costs(view, chosen))]
         chosen = chosen[np.argsort(self._costs(view, chosen)[:, 1], kind="stable")]
-        std = np.where(self.is_measured[chosen], self._measured[1][chosen], self.predictor.predict(self.rows[chosen]).std)
+        std = self._measured[1][chosen]
+        if self.predictor is not None:
+            std = np.where(self.is_measured[chosen], std, self.predictor.predict(self.rows[chosen]).std)
         points = [
             Point(
                 arch,

@@ -23,11 +23,13 @@ __all__ = [
     "check_feasible",
     "directions_of",
     "kind_of",
+    "nearest",
     "objectives_of",
     "on_device",
     "parse_budgets",
     "parse_limits",
     "suggestion",
+    "violations",
 ]
 
 OF_DEVICES = ("latency", "throughput", "energy")
@@ -97,6 +99,25 @@ class Limit:
     def __str__(self) -> str:
         sign = ">=" if self.maximised else "<="
         return f"{self.objective} {sign} {format_value(self.objective, self.bound)}"
+
+
+def violations(limits: Sequence[Limit], values: Mapping[str, Values], n: int) -> Values:
+    """How far n networks exceed limits, in shares of the bounds, so that limits of different units weigh alike, (n,).
+
+    Args:
+        values: of the networks, (n,) for every limited quantity.
+    """
+    total = np.zeros(n)
+    for limit in limits:
+        total += np.maximum(limit.excess(values[limit.objective]) / limit.bound, 0.0)
+    return total
+
+
+def nearest(limits: Sequence[Limit], values: Mapping[str, Values], n: int) -> str:
+    """What the network that exceeds limits least has of the limited quantities, for people; see `violations`."""
+    at = int(violations(limits, values, n).argmin())
+    found = {limit.objective: format_value(limit.objective, float(values[limit.objective][at])) for limit in limits}
+    return ", ".join(f"{name} {text}" for name, text in found.items())
 
 
 Budgets = list[list[Limit]]

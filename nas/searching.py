@@ -13,7 +13,7 @@ from latency_tables import LatencyTable
 from nas.archive import Archive, Score, accuracies
 from nas.fronts import Pool, hypervolumes
 from nas.goals import Goal, View, make_goal
-from nas.objectives import KNOWN, kind_of
+from nas.objectives import KNOWN, kind_of, nearest
 from nas.pareto import ParetoFront
 from nas.resuming import Request
 from nas.runs import Run
@@ -119,7 +119,8 @@ def score_run(
         until_stalled: fewer, if the hypervolume stalls.
         most: so many scores in all are wanted later; what a killed search has queued of them is scored. Default: ``samples``.
     """
-    if samples < FEWEST_SAMPLES:
+    samples = min(samples, goal.space.count())
+    if samples < min(FEWEST_SAMPLES, goal.space.count()):
         raise UserError(
             f"{samples} scored subnets",
             allowed=f"At least {FEWEST_SAMPLES}: a predictor learns nothing from fewer",
@@ -205,23 +206,20 @@ def search_run(
 ) -> ParetoFront:
     """See `nas.search`; the tables are those of the request's devices."""
     goal = make_goal(scoring.run.space, tables, request.objectives, request.limits)
-    if goal.space.count() < FEWEST_JUDGED:
-        raise UserError(
-            f"{goal.space.key} has {goal.space.count()} networks",
-            allowed=f"At least {FEWEST_JUDGED}: a predictor learns nothing from fewer",
-            next_step=f"Score them all: nas score {scoring.run.path} --n {FEWEST_SAMPLES}; or train a space with more choices",
-        )
     goal.check()
     progress = scoring.progress
+    small = goal.space.count() < FEWEST_JUDGED  # too few to learn from: every network is scored, nothing is predicted
     first = samples if budget is None else min(samples, max(FEWEST_SAMPLES, budget // 2))
     # What the strategy proposes tells most about the front; what the front then promises is scored at the end.
     kept = 0 if budget is None else min(points, max(0, budget - first) // 3)
     total = samples if budget is None else budget - kept
     scores = score_run(scoring, goal, samples=total, first=first, until_stalled=True, most=budget)
-    fitted = _fit(predictor, goal, scores)
+    fitted = None if small else _fit(predictor, goal, scores)
     _say_margins(goal, progress)
 
     def pool() -> Pool:
+        if fitted is None:
+            return Pool(goal, None, scores, goal.space.to_array([score.arch for score in scores]))
         measured = scores if any(score.proposed for score in scores) else []
         return Pool.search(goal, fitted, measured, seed=seed, generations=generations, progress=progress)
 
@@ -233,13 +231,13 @@ def search_run(
         scores = scoring.score(open_points, f"score {len(open_points)} networks of the front", proposed=True)
         fitted = _fit(predictor, goal, scores)
         found = pool()
-    found = replace(found, settled=budget is not None)
-    card = _card(fitted, scores, progress)
+    found = replace(found, settled=small or budget is not None)
+    card = {} if fitted is None else {"predictor": _card(fitted, scores, progress)}
     front = found.front(points, _provenance(scoring, goal, scores, card, seed, generations, len(found.rows)))
     if not len(front):
         raise UserError(
             f"no network was found within {', '.join(str(limit) for limit in goal.loosest)}",
-            allowed="Limits that a scored or predicted network meets",
+            allowed=f"The nearest one has {nearest(goal.loosest, found.values, len(found.rows))}",
             next_step="Relax the limit on accuracy; all scores are kept",
         )
     records = {"hypervolume": hypervolumes(goal, scores), "request": request.to_dict()}
@@ -256,7 +254,7 @@ def _provenance(
         "device": device,
         "devices": ", ".join(goal.devices),
         "table": scoring.run.table(device).name,
-        "predictor": card,
+        **card,
         "latency_margin": goal.margin(device),
         # Of each device now, against when its table was measured: promises are the table's estimates times this.
         "latency_levels": {name: 1.0 if t.anchor is None else t.anchor.factor for name, t in goal.tables.items()},

@@ -465,3 +465,33 @@ def test_report_card_beside_sizes_and_proxies(run: Run) -> None:
     wrong = command("report-card", run.path, "--proxies", "snap")
     assert wrong.returncode == 2
     assert "snap" in wrong.stderr
+
+
+@pytest.mark.parametrize("budget", [None, 4])
+def test_a_space_of_few_networks_is_scored_whole(tmp_path: Path, budget: int | None) -> None:
+    """Nothing can be learnt from four networks: the front is what was measured."""
+    run = tiny_run(tmp_path / "run", resolution=[16, 20, 24, 28], kernel=[3], expand=[2], depth=[2])
+    front = nas.search(run.path, device="desk", budget=budget, images=100)
+    known = {score.arch: score.accuracy for score in scores(run)}
+    assert len(known) == run.space.count() == 4
+    assert all(point.measured == ("accuracy",) and point.values["accuracy"] == known[point.arch] for point in front)
+    archs = sorted(known, key=lambda arch: front_cost(run, arch))
+    best = np.maximum.accumulate([known[arch] for arch in archs])
+    wanted = [arch for arch, at, before in zip(archs, best, [-1.0, *best], strict=False) if at > before]
+    assert [point.arch for point in front] == wanted
+    write_report(run)
+    assert "Accuracy predictor" not in run.file("report.html").read_text()
+    with pytest.raises(UserError, match=r"The nearest one has accuracy \d+\.\d%") as told:
+        nas.search(run.path, device="desk", limits={"accuracy": 0.99}, images=100, force=True)
+    assert f"{max(known.values()):.1%}" in str(told.value)
+
+
+def front_cost(run: Run, arch: nas.Architecture) -> float:
+    return float(nas.LatencyTable.load(run.table("desk")).estimate(arch))
+
+
+def test_an_accuracy_that_no_network_has_is_answered_with_the_nearest(run: Run) -> None:
+    with pytest.raises(UserError, match=r"The nearest one has accuracy \d+\.\d%, macs \d") as told:
+        nas.search(run.path, device="desk", limits={"accuracy": 0.99, "macs": 1e6}, **QUICK)
+    shown = float(str(told.value).partition("has accuracy ")[2].partition("%")[0])
+    assert shown < 60

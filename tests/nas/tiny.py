@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from supernets import Supernet, load_data, save_tensors
 DEVICES = ("desk", "phone")  # not devices of any machine: their tables are used as they lie in the run
 
 
-def tiny_run(folder: Path) -> Run:
-    space = search_spaces.build("small-mobilenet", width=0.25, image=28, channels=1).restrict(resolution=[16])
+def tiny_run(folder: Path, **options: Sequence[int]) -> Run:
+    """Of a part of the small-image space; default: all of it at 16 px."""
+    whole = search_spaces.build("small-mobilenet", width=0.25, image=28, channels=1)
+    space = whole.restrict(**options or {"resolution": [16]})
     data = load_data("fake:28x1x4", seed=0)
     described = {"source": data.source, "name": data.name, "seed": data.seed, "hash": data.hash}
     recipe = load_recipe("quick", epochs=1.0).to_dict()
