@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -21,6 +22,7 @@ from nas.exporting import Export, read_export
 from nas.onnx_files import Format
 from nas.pareto import ParetoFront, Point
 from nas.quantising import Quantised, read_quantised
+from nas.recipes import load_recipe
 from nas.runs import Run
 from nas.verification import Verification, Verified
 from search_spaces.artifacts import read_json
@@ -100,7 +102,7 @@ class Contents:
         verification: of networks of this front only.
         verified_on: day of the verification (UTC).
         log: of training: phases, seconds, images, data.
-        curve: of training: (step, loss) in order.
+        curves: of training, in its table: column -> (step, value) in order.
         makers: file -> version of the toolkit that wrote it.
     """
 
@@ -114,7 +116,7 @@ class Contents:
     table: LatencyTable | None = None
     scores: tuple[Score, ...] = ()
     log: dict[str, Any] | None = None
-    curve: tuple[tuple[float, float], ...] = ()
+    curves: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     makers: dict[str, str] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
 
@@ -218,30 +220,42 @@ def read_contents(run: Run) -> Contents:
         table=table,
         scores=tuple(scores or ()),
         log=log,
-        curve=_curve(run.file("training/log.csv")),
+        curves=_curves(run.file("training/log.csv")),
         makers=_makers(run.path, ["run.json", "training/log.json", f"tables/{path.name}", "front.json", "verified.json"]),
         missing=tuple(reader.missing),
     )
 
 
 def _training(run: Run, reader: _Reader) -> dict[str, Any] | None:
-    command = train_command(run)
+    command = f"nas train-supernet --out {quoted(run)}"
+    path = run.file("training/log.json")
     if not run.weights.exists():
         reader.lacks("The supernet is not trained to the end", command)
-    path = run.file("training/log.json")
+        if not path.exists():
+            return None
     return reader.read("training log", path, lambda: _log(path, command), command)
 
 
 def train_command(run: Run) -> str:
-    """What trains the run's supernet."""
+    """What trains the run's supernet: every option where options say it all, else what goes by the run's own record."""
     space, recipe = run.settings["space"], run.settings["recipe"]
+    if "rules" in space or run.settings.get("weights") or not _built_in(recipe):
+        return f"nas train-supernet --out {quoted(run)}"
     width = space.get("parameters", {}).get("width")
     sizes = ",".join(map(str, sides(run.space))) or None
     options = [("data", run.settings["data"].get("source")), ("out", run.path), ("space", space.get("name")), ("width", width)]
     options += [("resolution", sizes)]
     options += [("recipe", recipe.get("name")), ("epochs", recipe.get("epochs")), ("seed", run.settings["seed"])]
     given = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None)
-    return f"nas train-supernet {given}"
+    return f"nas train-supernet {given}{'' if run.settings['data'].get('augment', True) else ' --no-augment'}"
+
+
+def _built_in(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe is the toolkit's own of that name."""
+    try:
+        return load_recipe(recipe["name"], epochs=recipe["epochs"]).to_dict() == recipe
+    except UserError:
+        return False
 
 
 def _log(path: Path, command: str) -> dict[str, Any]:
@@ -351,20 +365,19 @@ def _twins(run: Run, rows: Sequence[Row], verification: Verification | None, rea
     return found
 
 
-def _curve(path: Path) -> tuple[tuple[float, float], ...]:
-    """Steps and losses of the training log's table, where training wrote one; lines that a crash cut off are left out."""
-    if not path.is_file():
-        return ()
-    points = []
-    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
-        for row in csv.DictReader(stream):
-            try:
-                step, loss = float(row["step"]), float(row["loss"])
-            except (KeyError, TypeError, ValueError):
-                continue
-            if math.isfinite(loss):
-                points.append((step, loss))
-    return tuple(points)
+def _curves(path: Path) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Columns of the training log's table, where training wrote one; what a crash cut off is left out."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ("loss", "largest", "smallest")}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+            for row, name in itertools.product(csv.DictReader(stream), found):
+                try:
+                    point = float(row["step"]), float(row[name])
+                except (KeyError, TypeError, ValueError):
+                    continue
+                if all(map(math.isfinite, point)):
+                    found[name].append(point)
+    return {name: tuple(points) for name, points in found.items()}
 
 
 def _makers(folder: Path, names: list[str]) -> dict[str, str]:

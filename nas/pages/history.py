@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nas.finetuning import finetune_command
@@ -16,32 +16,39 @@ __all__ = ["artefacts", "commands", "other_devices", "search_history", "training
 
 
 def training(contents: Contents) -> str:
-    """Phases as a table, accuracy and loss as curves."""
-    phases = (contents.log or {}).get("phases") or []
-    if not phases or contents.log is None:
+    """Phases as a table, accuracy and loss as curves; the curves alone while training is not at its end."""
+    log = contents.log or {}
+    phases = log.get("phases") or []
+    if not phases and not contents.curves.get("loss"):
         return ""
     rows = [[text(p["phase"]), f"{p['step']:,}", f"{p['loss']:.3f}", _bar(p["largest"]), _bar(p["smallest"])] for p in phases]
-    seconds, images = contents.log.get("seconds"), contents.log.get("images")
-    words = f"{len(phases)} phases"
+    seconds, images = log.get("seconds"), log.get("images")
+    words = f"{len(phases)} phases" if phases else "Not at its end yet"
     if images is not None and seconds is not None:
         words += f" on {images:,} images (times augmented); the last process took {seconds:,.0f} s"
-    words += ". Accuracy is that on validation images after the phase."
+    words += ". Accuracy is that on validation images."
     if contents.run.settings["recipe"].get("distill"):
-        words += " From the second phase on, the loss has the teacher's soft labels in it."
+        words += " Where smaller networks are trained, too, the loss has a teacher's soft labels in it."
     head = ["Phase", "Step", "Loss", "Largest network", "Smallest so far"]
-    ends = [(p["step"], p["loss"]) for p in phases]
+
+    def points(name: str) -> Sequence[tuple[float, float]]:
+        return contents.curves.get(name) or [(p["step"], p[name]) for p in phases]
+
+    def in_percent(name: str) -> list[tuple[float, float]]:
+        return [(step, 100 * value) for step, value in points(name)]
+
     accuracy = line_chart(
         [
-            Line("largest network", [(p["step"], 100 * p["largest"]) for p in phases], "verified", marks=True),
-            Line("smallest so far", [(p["step"], 100 * p["smallest"]) for p in phases], "promised", "6 3", marks=True),
+            Line("largest network", in_percent("largest"), "verified", marks=True),
+            Line("smallest so far", in_percent("smallest"), "promised", "6 3", marks=True),
         ],
         x="training step",
         y="validation accuracy, %",
     )
-    loss = line_chart(
-        [Line("training loss", contents.curve or ends, "verified", marks=not contents.curve)], x="training step", y="loss"
-    )
-    return section("Training", words, f'<div class="charts">{accuracy}{loss}</div>{table("Phases", head, rows)}')
+    drawn = bool(contents.curves.get("loss"))
+    loss = line_chart([Line("training loss", points("loss"), "verified", marks=not drawn)], x="training step", y="loss")
+    shown = table("Phases", head, rows) if rows else ""
+    return section("Training", words, f'<div class="charts">{accuracy}{loss}</div>{shown}')
 
 
 def search_history(contents: Contents) -> str:

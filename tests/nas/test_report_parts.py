@@ -7,14 +7,15 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import nas
 from nas.baselines import Baseline
 from nas.pages.charts import Line, line_chart
-from nas.pages.contents import Contents, read_contents
-from nas.pages.history import artefacts, search_history
+from nas.pages.contents import Contents, read_contents, train_command
+from nas.pages.history import artefacts, search_history, training
 from nas.pareto import ParetoFront
 from nas.quantising import LayerLoss, Quantised
 from nas.reporting import write_report
@@ -167,10 +168,42 @@ def test_training_curves_are_drawn_from_what_there_is(run: Run, tmp_path: Path) 
     half = Run.open(tmp_path / "run")
     table = half.file("training/log.csv")
     table.write_text("step,loss,largest\n10,1.5,\n20,nan,\n30,,0.5\n40,1.25,\n50,1.1")
-    assert read_contents(half).curve == ((10.0, 1.5), (40.0, 1.25), (50.0, 1.1))
+    curves = read_contents(half).curves
+    assert curves == {"loss": ((10.0, 1.5), (40.0, 1.25), (50.0, 1.1)), "largest": ((30.0, 0.5),), "smallest": ()}
+    # Training that is not at its end: the curves so far, and one line of what is missing.
+    for name in ("training/log.json", "supernet.safetensors"):
+        half.file(name).unlink()
+    begun = read_contents(half)
+    section = training(begun)
+    assert "Not at its end yet" in section
+    assert "Phases" not in section
+    commands = [line.command for line in begun.missing if "train-supernet" in line.command]
+    assert commands == [f"nas train-supernet --out {half.path}"]
+    shutil.copytree(run.path, half.path, dirs_exist_ok=True)
     table.write_bytes(b"\xff\xfe nonsense")
-    assert read_contents(half).curve == ()
+    assert not any(read_contents(half).curves.values())
     assert page_of(half).count('class="chart"') == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, "--data"),
+        ({"data": {"augment": False}}, "--no-augment"),
+        ({"recipe": {"momentum": 0.8}}, None),
+        ({"recipe": {"name": "mine"}}, None),
+        ({"weights": {"file": "w.pt"}}, None),
+    ],
+)
+def test_the_training_command_says_all_or_leaves_it_to_the_run(run: Run, changes: dict[str, Any], options: str | None) -> None:
+    settings = dict(run.settings)
+    for name, change in changes.items():
+        settings[name] = settings.get(name, {}) | change
+    command = train_command(replace(run, settings=settings))
+    if options is None:
+        assert command == f"nas train-supernet --out {run.path}"
+    else:
+        assert options in command
 
 
 def test_search_history_is_shown_where_it_was_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

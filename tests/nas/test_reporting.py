@@ -23,6 +23,7 @@ from nas.baselines import Baseline
 from nas.exporting import Export
 from nas.pages.words import count, ms, percent, signed, tiny
 from nas.pareto import ParetoFront, Point
+from nas.recipes import load_recipe
 from nas.reporting import script_json, write_report
 from nas.runs import SUPERNET_VERSION, Run
 from nas.verification import Verification, Verified, wilson_interval
@@ -37,7 +38,7 @@ def make_run(folder: Path, *, word: str = "tiny", limit: float = 1e3) -> Run:
     """A finished run of five networks, without training anything."""
     space = search_spaces.build("small-mobilenet", width=0.5, image=28, channels=1)
     data = {"source": f"folder:{word}", "name": word, "seed": 0, "hash": "0123456789abcdef"}
-    recipe = {"name": "progressive", "epochs": 2.5, "phases": {"full": {}}}
+    recipe = load_recipe("progressive", epochs=2.5).to_dict()
     run = Run.create(folder, {"space": space.to_dict(), "data": data, "recipe": recipe, "seed": 3})
     table = make_table(space)
     table.save(run.table(table.device))
@@ -210,8 +211,8 @@ def test_script_json_cannot_end_its_element_and_reads_back() -> None:
 
 
 PARTS = {
-    "supernet.safetensors": "nas train-supernet --data folder:tiny",
-    "training/log.json": "nas train-supernet --data folder:tiny",
+    "supernet.safetensors": "nas train-supernet --out ",
+    "training/log.json": "nas train-supernet --out ",
     "tables": "nas profile ",
     "study.db": "nas search ",
     "front.json": "nas search ",
