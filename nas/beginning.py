@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["data_line", "notes", "sides", "space_line"]
 
 FEW_STEPS, ENOUGH_STEPS = 500, 1000  # of training: a supernet has its whole space to learn in them
+NAMED = 5  # classes
 FEW_IMAGES = 200  # to score a network on: the standard error at 50 % is 3.5 points then
 
 
@@ -38,7 +39,15 @@ def space_line(space: SearchSpace) -> str:
 
 
 def notes(images: ImageData, recipe: Recipe) -> Iterator[str]:
-    """What is likely to be too little, with what to do about it."""
+    """What a user should know of the images, and what is likely to be too little, with what to do about it."""
+    for line in images.notes:
+        yield f"note        {line}"
+    if images.source.partition(":")[0] in ("folder", "parquet"):
+        shown = f"{', '.join(images.class_names[:NAMED])}{' ...' if images.classes > NAMED else ''}"
+        drawn = " and ".join(name for name, _ in images.held_out)
+        yield f"note        classes {shown}{f'; {drawn} are drawn from the training images' if drawn else ''}"
+        if images.mirrored:
+            yield "note        images are mirrored in training; --no-mirror where left and right differ (text, digits, signs)"
     steps = recipe.steps(len(images.train))
     if steps < FEW_STEPS:
         epochs = math.ceil(ENOUGH_STEPS * recipe.epochs / steps)

@@ -191,7 +191,8 @@ class Run:
 
         wanted = self.settings["data"]
         try:
-            data = self.images or load_data(wanted["source"], seed=wanted["seed"], augment=wanted.get("augment", True))
+            shown = {name: wanted.get(name, True) for name in ("augment", "mirror")}
+            data = self.images or load_data(wanted["source"], seed=wanted["seed"], **shown)
         except UserError as error:
             raise UserError(
                 f"the images of {self.path} are not where they were when it was trained: {error.problem}",

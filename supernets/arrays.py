@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from search_spaces.errors import UserError
-from supernets.data_sources import HOLD_OUT, PARTS
+from supernets.data_sources import HOLD_OUT, PARTS, row_hashes
 from supernets.packed import check_unpacked
 
 __all__ = ["ArraySplit", "Arrays", "array_statistics", "read_arrays"]
+
+_CHUNK = 1 << 20  # numbers at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,10 @@ class ArraySplit:
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """All examples of a file: values (N, ...), labels (N,), the split of each, the splits to draw, a hash of everything."""
+    """All examples of a file: values (N, ...), labels (N,), the split of each, the splits to draw, a hash of everything.
+
+    ``keys`` (N,) are the same for examples that are the same, within this process.
+    """
 
     name: str
     values: NDArray[np.generic]
@@ -76,6 +82,7 @@ class Arrays:
     hold_out: dict[str, float]
     class_names: tuple[str, ...]
     content: str
+    keys: NDArray[np.int64]
 
 
 def read_arrays(path: Path) -> Arrays:
@@ -84,7 +91,8 @@ def read_arrays(path: Path) -> Arrays:
     Labels are whole numbers or text; each distinct one is a class. Missing: val 10 %, test 20 % of the given examples.
 
     Raises:
-        UserError: missing or damaged, arrays that do not fit one another, values that are not finite numbers.
+        UserError: missing or damaged, arrays that do not fit one another, values that single precision does not hold, fewer
+            than two classes.
     """
     if not path.is_file():
         raise _bad(path, "does not exist")
@@ -102,11 +110,15 @@ def read_arrays(path: Path) -> Arrays:
         raise _bad(path, f"has no array '{missing[0]}'")
     if odd := sorted(found.keys() - {name for pair in parts.values() for name in pair}):
         raise _bad(path, f"has an array '{odd[0]}'")
-    pairs = {part: (found[x], found[y]) for part, (x, y) in parts.items() if x in found and y in found}
+    if halves := [pair for pair in parts.values() if (pair[0] in found) != (pair[1] in found)]:
+        raise _bad(path, f"has only one of '{halves[0][0]}' and '{halves[0][1]}'")
+    pairs = {part: (found[x], found[y]) for part, (x, y) in parts.items() if x in found}
     for part, (x, y) in pairs.items():
         _check(path, part, x, y, found["x"])
     values = np.concatenate([x for x, _ in pairs.values()])
     names, labels = np.unique(np.concatenate([y for _, y in pairs.values()]), return_inverse=True)
+    if len(names) < 2:
+        raise _bad(path, f"has {len(names)} classes, and two are the least")
     digest = hashlib.sha256(f"{values.shape} {values.dtype}".encode())
     numbers = np.concatenate([np.full(len(y), PARTS.index(split), np.int64) for split, (_, y) in pairs.items()])
     for array in (values, labels.astype(np.int64), numbers):
@@ -119,6 +131,7 @@ def read_arrays(path: Path) -> Arrays:
         hold_out={split: share for split, share in HOLD_OUT.items() if split not in pairs},
         class_names=tuple(str(name) for name in names),
         content=digest.hexdigest(),
+        keys=row_hashes(values),
     )
 
 
@@ -127,8 +140,16 @@ def _check(path: Path, part: str, x: NDArray[np.generic], y: NDArray[np.generic]
         raise _bad(path, f"has x of shape {x.shape} and y of shape {y.shape}, {y.dtype}, for {part}")
     if x.shape[1:] != first.shape[1:]:
         raise _bad(path, f"has examples of shape {x.shape[1:]} for {part} and {first.shape[1:]} to train")
-    if x.dtype.kind not in "iufb" or (x.dtype.kind == "f" and not np.isfinite(x).all()):
-        raise _bad(path, f"has x for {part} that is not all finite numbers ({x.dtype})")
+    if x.dtype.kind not in "iufb" or (x.dtype.kind == "f" and not all(np.isfinite(some).all() for some in _single(x))):
+        raise _bad(path, f"has x for {part} that is not all finite numbers in single precision ({x.dtype})")
+
+
+def _single(values: NDArray[np.generic]) -> Iterator[NDArray[np.float32]]:
+    """The values in single precision, some examples at a time: all at once would take several times the array."""
+    step = max(1, _CHUNK // max(1, math.prod(values.shape[1:])))
+    with np.errstate(over="ignore"):  # what is too large becomes infinite
+        for start in range(0, len(values), step):
+            yield values[start : start + step].astype(np.float32)
 
 
 def _bad(path: Path, why: str) -> UserError:
@@ -142,6 +163,9 @@ def _bad(path: Path, why: str) -> UserError:
 def array_statistics(values: NDArray[np.generic]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel (axis 1), of everything for examples without channels."""
     axes = tuple(axis for axis in range(values.ndim) if axis != 1) if values.ndim > 2 else None
-    mean = np.atleast_1d(values.mean(axis=axes, dtype=np.float64))
-    std = np.atleast_1d(values.std(axis=axes, dtype=np.float64))
-    return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+    count = values.size / (1 if axes is None else values.shape[1])
+    mean = np.asarray(sum(some.sum(axis=axes, dtype=np.float64) for some in _single(values)) / count)
+    middle = mean if axes is None else mean.reshape(-1, *[1] * (values.ndim - 2))
+    squares = sum(((some - middle) ** 2).sum(axis=axes) for some in _single(values))
+    std = np.sqrt(np.asarray(squares) / count)
+    return tuple(np.atleast_1d(mean).tolist()), tuple(np.atleast_1d(np.where(std > 0, std, 1.0)).tolist())

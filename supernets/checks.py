@@ -7,6 +7,7 @@ import math
 import torch
 
 from search_spaces.errors import UserError
+from supernets.arrays import ArraySplit
 from supernets.data import ImageData
 from supernets.distributed import ALONE, Ranks
 from supernets.phases import plan_phases
@@ -36,7 +37,7 @@ def check_training(supernet: Supernet, data: ImageData, recipe: Recipe, ranks: R
         raise UserError(
             f"{data.name} has {len(data.train)} training images for batches of {recipe.batch}",
             allowed="At least one full batch",
-            next_step="Use a smaller batch or more images",
+            next_step=f"Use a smaller batch (--batch {1 << max(1, len(data.train).bit_length() - 2)}) or more images",
         )
     if recipe.batch % parts or recipe.batch // parts < 2:
         raise UserError(
@@ -45,6 +46,7 @@ def check_training(supernet: Supernet, data: ImageData, recipe: Recipe, ranks: R
             next_step=f"Use a batch of {max(2, math.ceil(recipe.batch / parts)) * parts}, or another number of processes",
         )
     _check_sizes(supernet)
+    _check_arrays(supernet, data)
     plan_phases(recipe, supernet.space, steps=recipe.steps(len(data.train)))
 
 
@@ -60,6 +62,21 @@ def _check_sizes(supernet: Supernet) -> None:
             f"images of {resolution} px for {space.key}, whose networks shrink them {total} times",
             allowed=f"At least {total} px",
             next_step=f"Use larger resolutions: --resolution {total},{2 * total}, or the space small-mobilenet",
+        )
+
+
+def _check_arrays(supernet: Supernet, data: ImageData) -> None:
+    """Refuse input sizes that arrays, which are not scaled, do not have."""
+    sides = {int(side) for gene in supernet.space.genes if gene.choice == "resolution" for side in gene.options}
+    if isinstance(data.train, ArraySplit) and sides and sides != {data.size}:
+        shape = data.train.shape
+        behind = len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3)
+        raise UserError(
+            f"examples of shape {shape} for input sizes {', '.join(map(str, sorted(sides)))}",
+            allowed="Arrays are not scaled: every size is their last axis",
+            next_step="Write them channels first: x.transpose(0, 3, 1, 2)"
+            if behind
+            else f"Restrict the space to it: --resolution {data.size}; image folders are scaled",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 from search_spaces import ElasticSpace, SearchSpace
 from search_spaces.artifacts import value_hash
 from search_spaces.errors import UserError
+from search_spaces.progress import SILENT, Progress
 from supernets.arrays import Arrays, ArraySplit, array_statistics, read_arrays
-from supernets.augment import Pixels, StoredPixels, normalise
+from supernets.augment import FilePixels, Pixels, StoredPixels, normalise
 from supernets.data_sources import PARTS, ImagePool, located, read_pool
 
 __all__ = ["Examples", "ImageData", "Split", "layout_on", "load_data", "placed", "shown_to"]
 
+_REPEATED = 0.01  # of a split, from where it is said; a few stray copies are in most large sets
 _SAMPLED = 2000  # images decoded for mean and standard deviation, where images are not kept in memory
 
 
@@ -127,6 +130,8 @@ class ImageData:
         held_out: the splits that the source does not give, and their share of its training images.
         hash: 16 hexadecimal digits that identify images, labels and splits, wherever the files lie.
         augment: whether training shifts, crops and mirrors images.
+        mirror: False where mirroring was turned off; see `mirrored`.
+        notes: what a user should know of it, in words: what was left out, images that are in several splits.
     """
 
     name: str
@@ -143,6 +148,8 @@ class ImageData:
     held_out: tuple[tuple[str, float], ...]
     hash: str
     augment: bool = True
+    mirror: bool = True
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{part} {len(getattr(self, part))}" for part in PARTS)
@@ -175,14 +182,45 @@ class ImageData:
         parts = {name: replace(getattr(self, name), repeat=channels) for name in PARTS}
         return replace(self, channels=channels, mean=self.mean * channels, std=self.std * channels, **parts)
 
+    def check(self, progress: Progress = SILENT) -> None:
+        """Decode the validation and test images that are read from files: training would not meet a damaged one, export would.
+
+        Raises:
+            UserError: one cannot be decoded.
+        """
+        files = [
+            part.pixels for part in (self.val, self.test) if isinstance(part, Split) and isinstance(part.pixels, FilePixels)
+        ]
+        if files:
+            progress.start("read validation and test images", len(files))
+            try:
+                for pixels in files:
+                    pixels.check()
+                    progress.advance()
+            finally:
+                progress.stop()
+
     def plain(self) -> ImageData:
         """The same data, shown in training as they are."""
         train = replace(self.train, augment=False) if isinstance(self.train, Split) else self.train
         return replace(self, augment=False, train=train)
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether half of the images are mirrored in training."""
+        return self.augment and isinstance(self.train, Split) and self.train.pixels.flip
+
+    def unmirrored(self) -> ImageData:
+        """The same data, never mirrored."""
+        if not (isinstance(self.train, Split) and self.train.pixels.flip):
+            return self
+        train = replace(self.train, pixels=self.train.pixels.unmirrored())
+        return replace(self, mirror=False, train=train)
+
     def identity(self) -> dict[str, Any]:
-        """What must be the same where a run goes on, as JSON values; ``augment`` is named where it is off."""
-        return {"name": self.name, "hash": self.hash} | ({} if self.augment else {"augment": False})
+        """What must be the same where a run goes on, as JSON values; ``augment`` and ``mirror`` are named where off."""
+        off = {name: False for name in ("augment", "mirror") if not getattr(self, name)}
+        return {"name": self.name, "hash": self.hash, **off}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON summary: everything but the images."""
@@ -192,6 +230,7 @@ class ImageData:
             "seed": self.seed,
             "hash": self.hash,
             "augment": self.augment,
+            "mirror": self.mirrored,
             "class_names": list(self.class_names),
             "channels": self.channels,
             "size": self.size,
@@ -227,7 +266,7 @@ def shown_to(data: ImageData, space: SearchSpace) -> ImageData:
     return replace(shown, size=wanted[-1], **parts)
 
 
-def load_data(source: str, seed: int = 0, *, augment: bool = True) -> ImageData:
+def load_data(source: str | os.PathLike[str], seed: int = 0, *, augment: bool = True, mirror: bool = True) -> ImageData:
     """Load a data set by name.
 
     Splits that a source does not give are drawn from its training images, the same share of each class.
@@ -239,24 +278,36 @@ def load_data(source: str, seed: int = 0, *, augment: bool = True) -> ImageData:
               once to 28 px, so that they behave like a set of small images;
             - ``"fashion-mnist"``, ``"fashion-mnist:PATH"``: IDX .gz files; val is 10 % of the training images;
             - ``"cifar10:PATH"``, ``"cifar100:PATH"``: the binary or the Python version, or image tables;
-            - ``"folder:PATH"`` or the path alone: ``PATH/train/CLASS/*`` with val and test where present, or
-              ``PATH/CLASS/*``; missing: val 10 %, test 20 % of the training images;
+            - ``"folder:PATH"`` or the path alone: ``PATH/train/CLASS/*`` with val and test where present (or valid,
+              validation, dev; training, testing; in any case), or ``PATH/CLASS/*``; missing: val 10 %, test 20 % of the
+              training images;
             - ``"parquet:PATH"``: image tables, see `supernets.image_tables.read_tables`; missing splits as for folders;
             - ``"npz:PATH"``: arrays of any shape, see `supernets.arrays.read_arrays`; for networks of your own;
             - ``"fake"``, ``"fake:64x3x20"``: 1,000 seeded patterns, size x channels x classes; no files.
         seed: of the drawn splits, and of the images of ``fake``.
         augment: False shows images in training as they are. Better where each one is seen only a few times: what is
             learnt from shifted and mirrored images takes longer to learn. Arrays are never augmented.
+        mirror: False leaves mirroring out of it: where left and right differ, as in text, signs and digits. The sets that
+            come with digits or patterns never are mirrored.
 
     Raises:
         UserError: an unknown name, a missing path, a damaged file, fewer than two classes, or too few images of a class.
     """
-    source = located(source)
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(
+            f"data is a {type(source).__name__}",
+            allowed="The name of a data set, or the path of a folder: a run reads its images again by it",
+            next_step="Keep arrays in a file: numpy.savez('images.npz', x=x, y=y), and give 'npz:images.npz'",
+        )
+    if type(seed) is not int or seed < 0:
+        raise UserError(f"seed {seed!r}", allowed="A whole number from 0", next_step="Use for example seed 0")
+    source = located(os.fspath(source))
     kind, _, path = source.partition(":")
     if kind == "npz" and path:
         data = _array_data(read_arrays(Path(path).expanduser()), source, seed)
     else:
         data = _image_data(source, seed)
+    data = data if mirror else data.unmirrored()
     return data if augment else data.plain()
 
 
@@ -282,6 +333,7 @@ def _image_data(source: str, seed: int) -> ImageData:
         test=splits[2],
         held_out=tuple(pool.hold_out.items()),
         hash=value_hash([pool.content, list(pool.class_names), [indices.tolist() for indices in rows]]),
+        notes=(*pool.notes, *_repeated(pool.keys, rows)),
     )
 
 
@@ -303,7 +355,18 @@ def _array_data(arrays: Arrays, source: str, seed: int) -> ImageData:
         test=splits[2],
         held_out=tuple(arrays.hold_out.items()),
         hash=value_hash([arrays.content, list(arrays.class_names), [indices.tolist() for indices in rows]]),
+        notes=_repeated(arrays.keys, rows),
     )
+
+
+def _repeated(keys: NDArray[np.int64], rows: Sequence[NDArray[np.int64]]) -> tuple[str, ...]:
+    """Splits of which a notable part is in the training images, too."""
+    found = []
+    for name, indices in zip(PARTS[1:], rows[1:], strict=True):
+        count = int(np.isin(keys[indices], keys[rows[0]]).sum())
+        if count >= _REPEATED * len(indices):
+            found.append(f"{count:,} of {len(indices):,} {name} images are training images, too: what they say is too good")
+    return tuple(found)
 
 
 def _split(pool: ImagePool | Arrays, source: str, seed: int) -> list[NDArray[np.int64]]:

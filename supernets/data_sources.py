@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +21,21 @@ from supernets.augment import FilePixels, ImageFile, Pixels, StoredPixels, read_
 from supernets.image_tables import read_tables
 from supernets.packed import gunzip
 
-__all__ = ["PARTS", "ImagePool", "located", "read_pool"]
+__all__ = ["PARTS", "ImagePool", "located", "read_pool", "row_hashes"]
 
 PARTS = ("train", "val", "test")
 WITH_PATH = ("cifar10", "cifar100", "fashion-mnist", "folder", "npz", "parquet")
 WITHOUT_PATH = ("digits", "fake", "fashion-mnist")
-MISNAMED = ("valid", "validation", "dev", "eval", "testing")  # folders beside train that somebody else's layout has
+SPLIT_NAMES = {  # of folders, in any case: what common layouts call them
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
 HOLD_OUT = {"val": 0.1, "test": 0.2}  # shares of the given training images, where a split is not given
 STORED_SIDE = 96  # px: larger images gain from random crops of the original, so they are decoded per batch
 STORED_BYTES = 2 << 30
 LARGEST_SIDE = 256  # px: networks rarely see more, and photographs come in any size
+SYSTEM_FILES = frozenset({"Thumbs.db", "desktop.ini"})
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 
 
@@ -45,6 +52,8 @@ class ImagePool:
         class_names: one name per label.
         size: native side in px.
         content: hash of images and labels.
+        keys: (N,) the same number for images that are the same, within this process.
+        notes: what was left out, in words.
     """
 
     name: str
@@ -55,6 +64,8 @@ class ImagePool:
     class_names: tuple[str, ...]
     size: int
     content: str
+    keys: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
 
 
 def located(source: str) -> str:
@@ -107,8 +118,13 @@ def _stored(
     digest = hashlib.sha256(str(images.shape).encode())
     for array in (images, labels, part):
         digest.update(np.ascontiguousarray(array).data)
-    pixels = StoredPixels(np.ascontiguousarray(images), flip)
-    return ImagePool(name, pixels, labels, part, hold_out, tuple(class_names), images.shape[1], digest.hexdigest())
+    pixels, keys = StoredPixels(np.ascontiguousarray(images), flip), row_hashes(images)
+    return ImagePool(name, pixels, labels, part, hold_out, tuple(class_names), images.shape[1], digest.hexdigest(), keys)
+
+
+def row_hashes(rows: NDArray[np.generic]) -> NDArray[np.int64]:
+    """(N,) the same number for rows with the same bytes, within this process."""
+    return np.array([hash(row.tobytes()) for row in rows], np.int64)
 
 
 def _digits() -> ImagePool:
@@ -263,10 +279,8 @@ def _folder(path: Path) -> ImagePool:
     """PATH/train/CLASS/*, with val and test where present, or PATH/CLASS/* alone."""
     if not path.is_dir():
         raise _bad_folder(path, "does not exist")
-    parted = (path / "train").is_dir()
-    if parted and (misnamed := [name for name in MISNAMED if (path / name).is_dir()]):
-        raise _bad_folder(path / misnamed[0], "would be left out: beside train there are val and test")
-    roots = {part: path / part for part in PARTS if (path / part).is_dir()} if parted else {"train": path}
+    left_out: Counter[str] = Counter()
+    roots = _split_roots(path, left_out)
     names = _class_folders(roots["train"])
     if len(names) < 2:
         raise _bad_folder(roots["train"], f"has {len(names)} class folders, and two are the least")
@@ -277,7 +291,7 @@ def _folder(path: Path) -> ImagePool:
         if different := sorted(set(names) ^ set(_class_folders(root))):
             raise _bad_folder(root, f"has other classes than {roots['train']}: {', '.join(different[:5])} in one of them only")
         for label, name in enumerate(names):
-            found = sorted(file for file in (root / name).rglob("*") if _is_image(file, root))
+            found = _images_in(root / name, left_out)
             if not found:
                 raise _bad_folder(root / name, "has no images")
             paths += found
@@ -285,13 +299,45 @@ def _folder(path: Path) -> ImagePool:
             part += [PARTS.index(split)] * len(found)
     files = [ImageFile(str(file)) for file in paths]
     origins = [file.relative_to(path).as_posix() for file in paths]
-    return _encoded(path.resolve().name, files, np.array(labels), np.array(part), class_names=names, origins=origins)
+    pool = _encoded(path.resolve().name, files, np.array(labels), np.array(part), class_names=names, origins=origins)
+    notes = (f"left out of {path}: {', '.join(f'{n:,} {what}' for what, n in left_out.items())}",) if left_out else ()
+    return replace(pool, notes=notes)
 
 
-def _is_image(file: Path, root: Path) -> bool:
-    """By its suffix; what is hidden, or in a hidden folder, is what editors and systems leave."""
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return not hidden and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+def _split_roots(path: Path, left_out: Counter[str]) -> dict[str, Path]:
+    """The folders of the splits by their usual names, in any case; ``path`` itself where the classes lie in it.
+
+    A folder ``train`` without class folders in it is a class like any other.
+    """
+    inside = {name: path / name for name in _class_folders(path)}
+    found = {part: [inside[name] for name in inside if name.lower() in known] for part, known in SPLIT_NAMES.items()}
+    holding = [part for part, places in found.items() if any(_class_folders(place) for place in places)]
+    if not holding:
+        return {"train": path}
+    if "train" not in holding and found["train"]:
+        raise _bad_folder(found["train"][0], "has 0 class folders, and two are the least")
+    if "train" not in holding:
+        raise _bad_folder(path, f"has {', '.join(place.name for part in holding for place in found[part])} and no train")
+    for part, places in found.items():
+        if len(places) > 1:
+            raise _bad_folder(path, f"has {' and '.join(place.name for place in places)}, which are both {part}")
+    used = {place.name for places in found.values() for place in places}
+    left_out.update(f"folder {name}" for name in inside if name not in used)
+    return {part: places[0] for part, places in found.items() if places}
+
+
+def _images_in(folder: Path, left_out: Counter[str]) -> list[Path]:
+    """Files that are images by their suffix, in order. The rest is counted, but for what is hidden or systems leave."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        left_out.update("linked folder" for name in folders if Path(place, name).is_symlink() and not name.startswith("."))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in (Path(place, name) for name in files if not name.startswith(".") and name not in SYSTEM_FILES):
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
+                found.append(file)
+            else:
+                left_out[f"{file.suffix or 'other'} file"] += 1
+    return sorted(found)
 
 
 def _class_folders(root: Path) -> list[str]:
@@ -302,7 +348,7 @@ def _bad_folder(path: Path, why: str) -> UserError:
     return UserError(
         f"{path} {why}",
         allowed="An image folder is PATH/CLASS/*.jpg, or PATH/train/CLASS/*.jpg with val and test of the same classes",
-        next_step="Put each class in a folder of its own and give folder:PATH",
+        next_step="Put each class in a folder of its own, rename the folders of the splits, and give folder:PATH",
     )
 
 
@@ -325,11 +371,13 @@ def _encoded(
     pixels: Pixels = encoded.stored(size) if small else encoded
     content = value_hash([list(origins), [header.fingerprint for header in headers], labels.tolist(), part.tolist()])
     hold_out = {split: share for split, share in HOLD_OUT.items() if PARTS.index(split) not in part}
-    return ImagePool(name, pixels, labels, part, hold_out, tuple(class_names), size, content)
+    keys = np.array([hash(header.fingerprint) for header in headers], np.int64)
+    return ImagePool(name, pixels, labels, part, hold_out, tuple(class_names), size, content, keys)
 
 
 def _parquet(path: Path, *, name: str | None = None) -> ImagePool:
     tables = read_tables(path)
-    return _encoded(
+    pool = _encoded(
         name or tables.name, tables.files, tables.labels, tables.part, class_names=tables.class_names, origins=tables.origins
     )
+    return replace(pool, notes=tables.notes)

@@ -6,11 +6,44 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import ExifTags, Image
+
+from supernets import load_data
+from supernets.augment import FilePixels, ImageFile
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_the_guides_preparation_is_that_of_evaluation(tmp_path: Path) -> None:
+    """Small images are stored first, photographs are not; both may lie on their side, and have transparent parts."""
+    code = (ROOT / "docs" / "exporting.md").read_text(encoding="utf-8")
+    source = re.search(r"^from PIL import Image, ImageOps\n+def prepared.*?(?=^\()", code, re.MULTILINE | re.DOTALL)
+    assert source is not None
+    known: dict[str, Any] = {"np": np}
+    exec(source[0], known)  # noqa: S102 (what a reader copies)
+    for size, orientation, mode in ((60, 1, "RGB"), (60, 6, "L"), (300, 8, "RGB"), (300, 1, "RGBA"), (300, 3, "L")):
+        folder = tmp_path / f"{size}{mode}{orientation}"
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        for k in range(6):
+            noise = np.random.default_rng(k).integers(0, 256, (9, 9, len(mode)), np.uint8).squeeze()
+            place = folder / f"c{k % 2}" / f"{k}.{'png' if mode == 'RGBA' else 'jpg'}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise).resize((size + 20 * k, size)).save(place, exif=exif)
+        pixels = load_data(folder).test.pixels
+        files = pixels.files if isinstance(pixels, FilePixels) else None
+        for side in (32, 47):
+            ours = pixels.read(np.arange(len(pixels)), side, None).astype(int)
+            if files is None:  # decoded already: every file is tried
+                files = [ImageFile(str(file)) for file in sorted(folder.rglob("*.*"))]
+            theirs = [known["prepared"](Image.open(file.origin), side, pixels.channels, **pixels.preparation) for file in files]
+            for image in ours:
+                assert min(np.abs(image - other).max() for other in theirs) <= 1
 
 
 @pytest.mark.parametrize("guide", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)

@@ -64,6 +64,8 @@ def train(
     supernet.bind(images.input_shape)
     resolved = load_recipe(recipe, epochs=epochs)
     check_training(supernet, images, resolved, ranks)  # before there is a folder
+    if ranks.first and not (Path(out) / "run.json").exists():
+        images.check(progress)
     settings = _settings(supernet, images, resolved, seed)
     if weights is not None:
         progress.say(f"start from {start_from(supernet, weights)}")

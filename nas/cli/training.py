@@ -37,7 +37,9 @@ def train_supernet(
         typer.Option(help="progressive (default), quick, sandwich, attentive, alpha-divergence, single, or a TOML file."),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs of all phases together; default: the recipe's.")] = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="Images a step; default: the recipe's.")] = None,
     augment: Annotated[bool | None, typer.Option(help="Shift, crop and mirror images; not worth it for few epochs.")] = None,
+    mirror: Annotated[bool | None, typer.Option(help="Mirror, too; not where left and right differ: text, signs.")] = None,
     torch_device: TorchDevice = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the phases, their time and memory.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="TensorBoard scalars beside the CSV log.")] = False,
@@ -49,15 +51,17 @@ def train_supernet(
     import nas
     from nas.cli.wanted import training_wanted
     from supernets import processes
-    from supernets.checks import check_torch_device
+    from supernets.checks import check_torch_device, check_training
 
     shape = {"space": space, "width": width, "resolution": resolution, "model": model, "choices": choices}
-    wanted = training_wanted(out, data=data, recipe=recipe, epochs=epochs, augment=augment, seed=seed, shape=shape)
+    shown: dict[str, Any] = {"augment": augment, "mirror": mirror}
+    wanted = training_wanted(out, data=data, recipe=recipe, epochs=epochs, batch=batch, **shown, seed=seed, shape=shape)
     check_torch_device(torch_device)  # before images are read, which may take a while
     with processes(cuda=torch_device.startswith("cuda")) as ranks:
         progress = TerminalProgress(quiet=quiet or not ranks.first)
-        images = nas.load_data(wanted.data, seed=wanted.seed, augment=wanted.augment)
+        images = nas.load_data(wanted.data, seed=wanted.seed, augment=wanted.augment, mirror=wanted.mirror)
         supernet = wanted.supernet(images).to(_own_device(torch_device, ranks))
+        check_training(supernet, images, wanted.recipe, ranks)
         for line in (data_line(images), space_line(supernet.space), *notes(images, wanted.recipe)):
             progress.say(line)
         if dry_run:

@@ -31,6 +31,7 @@ class Wanted:
     data: str
     recipe: Recipe
     augment: bool
+    mirror: bool
     seed: int
     shape: Mapping[str, Any]
     run: Run | None
@@ -59,7 +60,9 @@ def training_wanted(
     data: str | None,
     recipe: str | None,
     epochs: float | None,
+    batch: int | None,
     augment: bool | None,
+    mirror: bool | None,
     seed: int | None,
     shape: Mapping[str, Any],
 ) -> Wanted:
@@ -81,10 +84,13 @@ def training_wanted(
         )
     known: dict[str, Any] = run.settings if run is not None else {"data": {}, "seed": 0}
     own = "progressive" if run is None else Recipe.from_dict(known["recipe"], source=str(out / "run.json"))
-    chosen = load_recipe(recipe or own, epochs=epochs)
-    shown = known["data"].get("augment", True) if augment is None else augment
+    chosen = load_recipe(recipe or own, epochs=epochs, batch=batch)
+    shown = {
+        name: known["data"].get(name, True) if value is None else value
+        for name, value in (("augment", augment), ("mirror", mirror))
+    }
     source = data if data is not None else str(known["data"]["source"])
-    return Wanted(source, chosen, shown, int(known["seed"]) if seed is None else seed, shape, run)
+    return Wanted(source, chosen, **shown, seed=int(known["seed"]) if seed is None else seed, shape=shape, run=run)
 
 
 def _own_space(model: str | None, choices: Path | None, images: ImageData, *, clash: bool) -> SearchSpace:

@@ -247,7 +247,8 @@ def train_command(run: Run) -> str:
     options += [("resolution", sizes)]
     options += [("recipe", recipe.get("name")), ("epochs", recipe.get("epochs")), ("seed", run.settings["seed"])]
     given = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None)
-    return f"nas train-supernet {given}{'' if run.settings['data'].get('augment', True) else ' --no-augment'}"
+    off = [f" --no-{name}" for name in ("augment", "mirror") if not run.settings["data"].get(name, True)]
+    return f"nas train-supernet {given}{''.join(off)}"
 
 
 def _built_in(recipe: Mapping[str, Any]) -> bool:

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+import search_spaces
+from nas.recipes import load_recipe
 from search_spaces import Choice, UserError
 from supernets import PhaseSettings, Recipe, Supernet, elastic, evaluate, load_data, shown_to, train
+from supernets.arrays import array_statistics
+from supernets.checks import check_training
 from tests.own_networks import PlainCnn, SignalCnn
 
 
@@ -63,6 +67,25 @@ def test_any_shape_has_statistics_per_channel(tmp_path: Path, shape: tuple[int, 
     data = load_data(f"npz:{tmp_path / 'a.npz'}")
     assert len(data.mean) == (1 if len(shape) == 1 else shape[0])
     assert data.train.batch([0, 1], shape[-1]).shape == (2, *shape)
+    axes = tuple(axis for axis in range(x.ndim) if axis != 1) if x.ndim > 2 else None
+    mean, std = array_statistics(x)  # in chunks
+    assert np.allclose(mean, x.mean(axes, dtype=float))
+    assert np.allclose(std, x.std(axes, dtype=float))
+
+
+def test_arrays_of_another_size_are_refused_before_training(tmp_path: Path) -> None:
+    """They are not scaled: what the space wants must be what they have, from the first phase to the last."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x=rng.random((90, 3, 32, 32), np.float32), y=np.arange(90) % 3)
+    np.savez(tmp_path / "behind.npz", x=rng.random((90, 32, 32, 3), np.float32), y=np.arange(90) % 3)
+    recipe = load_recipe("quick", epochs=4, batch=16)
+    space = search_spaces.build("small-mobilenet", width=0.25, image=32)
+    for file, advice in (("a.npz", "--resolution 32"), ("behind.npz", "channels first")):
+        data = load_data(f"npz:{tmp_path / file}")
+        with pytest.raises(UserError, match=advice):
+            check_training(Supernet(space, 3, channels=data.channels), data, recipe)
+    fits = Supernet(space.restrict(resolution=[32]), 3)
+    check_training(fits, load_data(f"npz:{tmp_path / 'a.npz'}"), recipe)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +102,10 @@ def test_any_shape_has_statistics_per_channel(tmp_path: Path, shape: tuple[int, 
             r"shape \(2,\) for val",
         ),
         ({"x": np.array([None] * 4), "y": np.zeros(4, int)}, "cannot be read"),
+        ({"x": np.zeros((4, 3)), "y": np.arange(4) % 2, "x_val": np.zeros((4, 3))}, "has only one of 'x_val' and 'y_val'"),
+        ({"x": np.full((4, 3), 1e300), "y": np.arange(4) % 2}, "not all finite numbers in single precision"),
+        ({"x": np.zeros((4, 3)), "y": np.zeros(4, int)}, "has 1 classes"),
+        ({"x": np.zeros((0, 3)), "y": np.zeros(0, int)}, "has 0 classes"),
     ],
 )
 def test_files_that_are_no_data(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:

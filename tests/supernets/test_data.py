@@ -16,7 +16,7 @@ from PIL import Image
 
 from search_spaces.errors import UserError
 from supernets import data_sources
-from supernets.augment import FilePixels, StoredPixels
+from supernets.augment import FilePixels, ImageFile, StoredPixels, read_header
 from supernets.data import ImageData, Split, load_data
 
 
@@ -328,11 +328,114 @@ def test_what_editors_and_systems_leave_is_no_image(tmp_path: Path) -> None:
     assert load_data(str(folder)).hash == before.hash
 
 
-def test_a_split_of_another_name_is_not_left_out_silently(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("train", "valid", "testing"), ("Train", "VAL", "Test"), ("training", "validation", "test")])
+def test_splits_have_their_usual_names_in_any_case(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    usual = load_data(make_folder(tmp_path / "usual", parts=("train", "val", "test")))
+    folder = make_folder(tmp_path / "photos", parts=("train", "val", "test"))
+    for part, name in zip(("train", "val", "test"), names, strict=True):
+        (folder / part).rename(folder / f"{name}_")
+        (folder / f"{name}_").rename(folder / name)
+    data = load_data(folder)
+    assert data.class_names == usual.class_names
+    assert not data.held_out
+    for ours, theirs in zip(splits(data), splits(usual), strict=True):
+        assert np.array_equal(ours.pixels.array, theirs.pixels.array)
+
+
+def test_folders_that_are_no_splits_and_splits_that_are_no_data(tmp_path: Path) -> None:
+    twice = make_folder(tmp_path / "twice", parts=("train", "val", "valid"))
+    with pytest.raises(UserError, match="has val and valid, which are both val"):
+        load_data(twice)
+    without = make_folder(tmp_path / "without", parts=("val", "Test"))
+    with pytest.raises(UserError, match="has val, Test and no train"):
+        load_data(without)
+    railway = make_folder(tmp_path / "railway", classes=2)
+    (railway / "class_1").rename(railway / "train")
+    assert load_data(railway).class_names == ("class_0", "train")
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "photos", parts=("train", "val"))
-    (folder / "val").rename(folder / "valid")
-    with pytest.raises(UserError, match="valid would be left out"):
-        load_data(str(folder))
+    assert not load_data(folder).notes
+    make_folder(folder / "holdout")
+    image = next((folder / "train" / "class_0").glob("*.png"))
+    for name in ("a.gif", "b.gif", "c.heic"):
+        shutil.copy(image, image.with_name(name))
+    (folder / "train" / "class_1" / "more").symlink_to(folder / "holdout" / "class_1")
+    (note,) = load_data(folder).notes
+    assert note == f"left out of {folder}: 1 folder holdout, 2 .gif file, 1 .heic file, 1 linked folder"
+
+
+def test_test_images_that_are_training_images_are_said(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos", parts=("train",), count=20)
+    shutil.copytree(folder / "train", folder / "test")
+    notes = load_data(folder).notes
+    assert notes == ("36 of 40 test images are training images, too: what they say is too good",)  # 4 of them score
+
+
+def test_transparent_and_turned_images_are_what_a_viewer_shows(tmp_path: Path) -> None:
+    """A black glyph on nothing is a black glyph on white; a portrait is upright, in training and in evaluation."""
+    from PIL import ExifTags, ImageOps
+
+    glyph = np.zeros((120, 160, 4), np.uint8)
+    glyph[40:80, 40:80, 3] = 255
+    for mode in ("RGBA", "LA"):
+        for label in (0, 1):
+            for k in range(6):
+                place = tmp_path / mode / f"c{label}" / f"{k}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.roll(glyph, k, axis=1)).convert(mode).save(place)
+        data = load_data(tmp_path / mode)
+        assert data.channels == (3 if mode == "RGBA" else 1)
+        pixels = data.train.pixels.read(np.arange(2), 64, None)
+        assert pixels[:, 0, 0].min() == 255
+        assert pixels.min() == 0
+    scene = pattern(3, 160, 120)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        for suffix, options in ((".jpg", {"quality": 95}), (".png", {})):
+            file = tmp_path / f"{orientation}{suffix}"
+            scene.save(file, exif=exif, **options)
+            header = read_header(ImageFile(str(file)))
+            shown = ImageOps.exif_transpose(Image.open(file))
+            assert (header.width, header.height) == shown.size
+            pixels = FilePixels((ImageFile(str(file)),), np.array([[header.width, header.height]]), 3, flip=False)
+            square = pixels.stored(60).array[0].astype(int)
+            side = min(shown.size)
+            left, top = (shown.width - side) / 2, (shown.height - side) / 2
+            wanted = shown.resize((60, 60), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+            assert np.array_equal(square, np.asarray(wanted))
+            coarse = pixels.read(np.array([0]), 16, generator(orientation))
+            assert coarse.shape == (1, 16, 16, 3)
+
+
+def test_without_mirroring_left_stays_left(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos")
+    data, plain = load_data(folder), load_data(folder, mirror=False)
+    assert data.mirrored
+    assert not plain.mirrored
+    assert plain.identity() == data.identity() | {"mirror": False}
+    assert plain.hash == data.hash
+    assert not plain.train.pixels.flip
+    digits = load_data("digits", mirror=False)
+    assert digits.identity() == load_data("digits").identity()  # they never are
+
+
+@pytest.mark.parametrize(("source", "seed", "message"), [(np.zeros(3), 0, "data is a ndarray"), ("fake", -1, "seed -1")])
+def test_what_is_no_source(source: object, seed: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_data(source, seed)
+
+
+def test_a_change_behind_the_head_of_an_uncompressed_image_is_seen(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos", size=(200, 200), suffix=".bmp")
+    before = load_data(folder).hash
+    file = next((folder / "class_0").glob("*.bmp"))
+    content = bytearray(file.read_bytes())
+    content[90_000] ^= 255
+    file.write_bytes(content)
+    assert load_data(folder).hash != before
 
 
 def test_folder_agrees_with_torchvision(tmp_path: Path) -> None:
@@ -443,6 +546,23 @@ def test_large_images_that_were_cut_off_are_found_at_once(tmp_path: Path, suffix
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=f"{file.name} cannot be read as an image"):
         load_data(str(tmp_path))
+
+
+def test_damage_that_training_would_not_meet_is_found_before_it(tmp_path: Path) -> None:
+    """In the middle of a test image that is decoded when it is needed: `nas.train` looks before it makes a folder."""
+    import nas
+    from nas.recipes import load_recipe
+
+    folder = make_folder(tmp_path / "photos", parts=("train", "val", "test"), size=(150, 120), count=20)
+    file = sorted((folder / "test" / "class_1").glob("*.png"))[3]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 600] = bytes(600)
+    file.write_bytes(content)
+    data = load_data(folder)
+    space = nas.space("small-mobilenet", width=0.25, image=64, classes=2).restrict(resolution=[40])
+    with pytest.raises(UserError, match=f"{file.name} cannot be read as an image"):
+        nas.train(nas.Supernet(space), data, out=tmp_path / "run", recipe=load_recipe("quick", epochs=8, batch=16))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_image_that_is_damaged_later_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,16 @@ def test_bad_tables_are_named(tmp_path: Path) -> None:
     write_table(tmp_path / "b" / "x_train.parquet", 9)
     write_table(tmp_path / "b" / "y_train.parquet", 9)
     bad("b", "not clear which of x_train, y_train")
-    write_table(tmp_path / "c" / "train.parquet", 9, label=[1, 2, 3] * 3)
-    bad("c", "training labels are")
-    write_table(tmp_path / "d" / "train.parquet", 9, label=["a", "b", "c"] * 3)
-    bad("d", "column label is not an integer")
+    write_table(tmp_path / "c" / "train.parquet", 9)
+    write_table(tmp_path / "c" / "test.parquet", 9, label=[0, 1, 7] * 3)
+    bad("c", "label 7 is in another table than the training one only")
+    write_table(tmp_path / "d" / "train.parquet", 9, label=[0.5, 1.5, 2.5] * 3)
+    bad("d", "column label is double, neither whole numbers nor text")
+    write_table(tmp_path / "h" / "train.parquet", 9, label=[3] * 9)
+    bad("h", "has 1 classes, and two are the least")
+    write_table(tmp_path / "i" / "train-00001-of-00002.parquet", 9)
+    bad("i", "shard 0 of 2 is missing")
+    bad("i/train-00001-of-00002.parquet", "shard 0 of 2 is missing")
     write_table(tmp_path / "e" / "train.parquet", 3, jpeg=[None, b"x", b"y"])
     bad("e", "row 0 holds no encoded image")
     write_table(tmp_path / "f" / "train.parquet", 3, jpeg=[b"x", b"y", b"z"])
@@ -84,6 +91,32 @@ def test_bad_tables_are_named(tmp_path: Path) -> None:
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / "train.parquet").write_bytes(b"text")
     bad("g", "it cannot be read")
+
+
+def test_classes_are_named_as_the_table_names_them(tmp_path: Path) -> None:
+    """Labels are numbers with names in the schema, text, a dictionary of texts, or any numbers."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    write_table(tmp_path / "text.train.parquet", 30, label=["cat", "dog", "fox"] * 10)
+    assert load_data(f"parquet:{tmp_path / 'text.train.parquet'}").class_names == ("cat", "dog", "fox")
+    write_table(tmp_path / "gaps.train.parquet", 30, label=[1, 5, 9] * 10)
+    data = load_data(f"parquet:{tmp_path / 'gaps.train.parquet'}")
+    assert data.class_names == ("1", "5", "9")
+    assert data.train.labels.unique().tolist() == [0, 1, 2]
+    table = pq.read_table(tmp_path / "text.train.parquet")
+    coded = table.set_column(1, "label", table["label"].dictionary_encode())
+    pq.write_table(coded, tmp_path / "coded.train.parquet")
+    assert load_data(f"parquet:{tmp_path / 'coded.train.parquet'}").class_names == ("cat", "dog", "fox")
+    numbers = pq.read_table(write_table(tmp_path / "n.train.parquet", 30)).rename_columns(["image", "labels"])
+    names = {"info": {"features": {"labels": {"names": ["cat", "dog", "fox"], "_type": "ClassLabel"}}}}
+    pq.write_table(numbers.replace_schema_metadata({"huggingface": json.dumps(names)}), tmp_path / "n.train.parquet")
+    assert load_data(f"parquet:{tmp_path / 'n.train.parquet'}").class_names == ("cat", "dog", "fox")
+
+
+def test_a_table_that_belongs_to_no_split_is_said(tmp_path: Path) -> None:
+    write_table(tmp_path / "train.parquet", 30)
+    write_table(tmp_path / "other.parquet", 9)
+    (note,) = load_data(f"parquet:{tmp_path}").notes
+    assert note == f"left out of {tmp_path}: other.parquet"
 
 
 def test_tables_name_the_extra_when_pyarrow_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
