@@ -34,12 +34,13 @@ def add_files(run: Run, files: Sequence[str | Path], device: Device, *, force: b
     if not files:
         raise UserError("no file to compare", allowed="One or more ONNX files", next_step=f"nas compare {run.path} MODEL.onnx")
     known = {baseline.name: baseline for baseline in read_baselines(run)}
-    prepared = []
-    for given in files:
-        path = Path(given).expanduser()
+    prepared: list[tuple[Path, onnx.ModelProto, int]] = []
+    for path in (Path(given).expanduser() for given in files):
         if not path.is_file():
             raise UserError(f"{path} does not exist", allowed="An ONNX file", next_step="Correct the path")
         _check_name(run, path, known.get(path.stem), force=force)
+        if any(path.stem == other.stem for other, _, _ in prepared):
+            raise UserError(f"two files named '{path.stem}'", allowed="One file per name", next_step=f"Rename {path}")
         check_batch(path, device, again="your own exporter")
         side = resolution_of(run.space.largest, run.data())
         model = _closed(path, side, run.data().channels)
@@ -56,6 +57,12 @@ def add_files(run: Run, files: Sequence[str | Path], device: Device, *, force: b
 
 
 def _check_name(run: Run, path: Path, known: Baseline | None, *, force: bool) -> None:
+    if (run.exports / f"{path.stem.removesuffix('-int8')}.json").exists():
+        raise UserError(
+            f"the name '{path.stem}' is the id of a network of {run.path}",
+            allowed="A name of its own: ids are equal in all runs of a space",
+            next_step=f"Rename {path}",
+        )
     if known is None:
         return
     if known.source is None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from latency_tables import build_onnx
 from latency_tables.torch_devices import torch_threads
-from nas.finetuning import deployed_network, is_finetuned
+from nas.finetuning import deployed_network, is_finetuned, weights_of
 from nas.onnx_files import Format, wrapped
 from nas.pareto import Point
 from nas.plain_networks import save_network, save_program
@@ -50,6 +50,7 @@ class Export:
         problems: what the proof found; empty where it is proven.
         torch_file: the plain PyTorch file beside it, see `nas.load_network`; None for a record of an older version.
         program: the ``.pt2`` file, where one was asked for.
+        weights: identifies what the network was made of, see `weights_of`; None for a record of an older version.
     """
 
     id: str
@@ -66,14 +67,28 @@ class Export:
     problems: tuple[str, ...] = ()
     torch_file: str | None = None
     program: str | None = None
+    weights: str | None = None
+
+    @property
+    def options(self) -> str:
+        """What `nas export` needs to make it as it is, beginning with a space."""
+        return self.format.options + (" --pt2" if self.program else "")
 
 
 def export_points(
-    run: Run, points: Sequence[Point], *, form: Format, program: bool = False, force: bool, progress: Progress
+    run: Run,
+    points: Sequence[Point],
+    *,
+    device: str | None,
+    form: Format,
+    program: bool = False,
+    force: bool,
+    progress: Progress,
 ) -> list[Export]:
-    """Export points of the front that are not exported yet (all of them with ``force``), and those fine-tuned since.
+    """Export points of the front that are not exported yet (all of them with ``force``), and those with other weights since.
 
     Args:
+        device: that the points were promised for, if any; written into the files.
         program: write what `torch.export` makes of each network, too.
 
     Raises:
@@ -91,7 +106,8 @@ def export_points(
             networks = [beside.submit(deployed_network, run, point.arch, data) for point in missing[:1]]
             for index, point in enumerate(missing):
                 networks += [beside.submit(deployed_network, run, other.arch, data) for other in missing[index + 1 : index + 2]]
-                done[point.arch.id] = _export(run, point, networks.pop(0).result(), data, form, program=program)
+                network = networks.pop(0).result()
+                done[point.arch.id] = _export(run, point, network, data, form, device=device, program=program)
                 progress.advance()
     finally:
         progress.stop()
@@ -104,44 +120,61 @@ def read_export(run: Run, arch_id: str) -> Export:
     Raises:
         UserError: not exported, or the ONNX file is missing or was changed.
     """
+    export = _read(run, arch_id)
+    _check_file(run, export)
+    return export
+
+
+def _read(run: Run, arch_id: str) -> Export:
     make = f"nas export {run.path} --pick {arch_id}"
     value = read_json(run.exports / f"{arch_id}.json", "export", EXPORT_VERSION, make=make)
     with reading(
         run.exports / f"{arch_id}.json", allowed="The record as nas export writes it", next_step=f"Run: {make} --force"
     ):
         export = record(Export, value)
-        path = member(run.exports, export.file)
+        for file in filter(None, (export.file, export.torch_file, export.program)):
+            member(run.exports, file)
+    return export
+
+
+def _check_file(run: Run, export: Export) -> None:
+    path = run.exports / export.file
     if not path.is_file() or file_hash(path) != export.sha256:
         raise UserError(
             f"{path} is missing or was changed since it was exported",
             allowed=f"The file with SHA-256 {export.sha256[:16]}...",
-            next_step=f"Export it again with: {make} --force",
+            next_step=f"Export it again with: nas export {run.path} --pick {export.id}{export.options} --force",
         )
-    return export
 
 
 def _existing(run: Run, arch: Architecture, form: Format) -> Export | None:
-    """The record of an export that is still that of the network as it is now."""
+    """The record of an export that is still that of the network as it is now, with all its files."""
     if not (run.exports / f"{arch.id}.json").exists():
         return None
-    export = read_export(run, arch.id)
+    export = _read(run, arch.id)
     if export.format != form:
         raise UserError(
             f"{run.exports / export.file} is exported already, as {_words(export.format)}",
             allowed=f"One file per network; asked for is {_words(form)}",
             next_step=f"Replace it with: nas export {run.path} --pick {arch.id} --force and the same options",
         )
-    return export if export.finetuned == is_finetuned(run, arch) else None
+    if export.finetuned != is_finetuned(run, arch) or export.weights not in (None, weights_of(run, arch)):
+        return None  # whatever its file is: an export that was killed may have replaced it
+    _check_file(run, export)
+    files = [run.exports / name for name in (export.torch_file, export.program) if name is not None]
+    return export if all(file.is_file() for file in files) else None
 
 
 def _words(form: Format) -> str:
     return ", ".join(f"{name} {value}" for name, value in form.to_dict().items() if value is not None)
 
 
-def _export(run: Run, point: Point, network: nn.Module, data: ImageData, form: Format, *, program: bool) -> Export:
+def _export(
+    run: Run, point: Point, network: nn.Module, data: ImageData, form: Format, *, device: str | None, program: bool
+) -> Export:
     arch = point.arch
     resolution = resolution_of(arch, data)
-    example, about = data.test.batch([0, 1], resolution), _about(run, point, data, resolution)
+    example, about = data.test.batch([0, 1], resolution), _about(run, point, data, resolution, device)
     model = wrapped(onnx_model(network, example, _as_text(about, form), form=form), form, data)
     # A file that is not proven keeps the name that says so, and never replaces one that is.
     path = run.exports / f"{arch.id}.unproven.onnx"
@@ -150,16 +183,20 @@ def _export(run: Run, point: Point, network: nn.Module, data: ImageData, form: F
     proof = prove(path, network, data.test, resolution, form)
     if not proof.problems:
         path = path.replace(run.exports / f"{arch.id}.onnx")
-    torch_file = run.exports / f"{arch.id}.safetensors"
+    torch_file, program_file = (run.exports / f"{arch.id}{suffix}" for suffix in (".safetensors", ".pt2"))
     save_network(torch_file, network, about)
-    program_file = run.exports / f"{arch.id}.pt2" if program else None
-    if program_file is not None:
+    program = program or program_file.exists()  # one that stayed as it was would be of other weights
+    if program:
         save_program(program_file, network, example, batch=form.batch)
-    export = _record(arch.id, path, resolution, proof, form, finetuned=is_finetuned(run, arch))
-    body = asdict(export) | {"torch_file": torch_file.name, "program": program_file.name if program_file else None}
-    body |= {"architecture": arch.to_dict(), "promised": point.values}
+    export = replace(
+        _record(arch.id, path, resolution, proof, form, finetuned=about["finetuned"]),
+        torch_file=torch_file.name,
+        program=program_file.name if program else None,
+        weights=about["weights"],
+    )
+    body = asdict(export) | {"architecture": arch.to_dict(), "promised": about["promised"]}
     write_json(run.exports / f"{arch.id}.json", "export", EXPORT_VERSION, body)
-    return replace(export, torch_file=torch_file.name, program=program_file.name if program_file else None)
+    return export
 
 
 def _record(arch_id: str, path: Path, resolution: int, proof: Proof, form: Format, *, finetuned: bool) -> Export:
@@ -244,14 +281,15 @@ def write_onnx(
     return target
 
 
-def _about(run: Run, point: Point, data: ImageData, resolution: int) -> dict[str, Any]:
-    """What a user of the file needs to know."""
+def _about(run: Run, point: Point, data: ImageData, resolution: int, device: str | None) -> dict[str, Any]:
+    """What a user of the file needs to know; promises are those of the front of today, for its first device."""
     return {
         "made_by": made_by(),
         "architecture_id": point.arch.id,
         "architecture": point.arch.to_dict(),
         "space": run.space.key,
-        "weights": run.weights_hash(),
+        "weights": weights_of(run, point.arch),
+        "finetuned": is_finetuned(run, point.arch),
         "data": data.hash,
         "classes": list(data.class_names),
         "input": {
@@ -261,7 +299,7 @@ def _about(run: Run, point: Point, data: ImageData, resolution: int) -> dict[str
             "std": list(data.std),
             **({"preparation": data.test.pixels.preparation} if isinstance(data.test, Split) else {}),
         },
-        "promised": point.values,
+        "promised": {"device": device, **point.values} if point.values else {},
     }
 
 

@@ -13,12 +13,12 @@ from nas.pareto import ParetoFront
 from nas.recipes import load_recipe
 from nas.runs import Run
 from search_spaces import Architecture
-from search_spaces.artifacts import value_hash
+from search_spaces.artifacts import file_hash, value_hash
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
 from supernets import ImageData, Recipe, Supernet, calibrated, load_tensors, load_weights, save_tensors, train
 
-__all__ = ["deployed_network", "find_network", "finetune_command", "finetune_network", "only"]
+__all__ = ["deployed_network", "find_network", "finetune_command", "finetune_network", "only", "weights_of"]
 
 FINETUNED_VERSION = 1
 
@@ -75,7 +75,7 @@ def finetune_command(run: Run, path: Path) -> str:
     if made is not None:
         recipe = Recipe.from_dict(made, source=str(path))
         words += ["--recipe", recipe.name] if recipe.name != "finetune" else []
-        words += ["--epochs", f"{recipe.epochs:g}"]
+        words += ["--epochs", repr(recipe.epochs)]
     return shlex.join(words)
 
 
@@ -94,8 +94,8 @@ def _check_recipe(path: Path, recipe: Recipe) -> None:
     known = meta.get("recipe")  # files of the first version do not say
     if known is not None and value_hash(Recipe.from_dict(known, source=str(path)).to_dict()) != value_hash(recipe.to_dict()):
         raise UserError(
-            f"{path} was fine-tuned with the recipe '{known['name']}' for {known['epochs']:g} epochs, "
-            f"not '{recipe.name}' for {recipe.epochs:g}",
+            f"{path} was fine-tuned with the recipe '{known['name']}' for {known['epochs']!r} epochs, "
+            f"not '{recipe.name}' for {recipe.epochs!r}",
             allowed="A network is fine-tuned once",
             next_step=f"Give the same options, or remove {path} to train it anew",
         )
@@ -135,6 +135,12 @@ def deployed_network(run: Run, arch: Architecture, data: ImageData) -> nn.Module
     alone = only(run, arch)
     load_weights(alone, tensors, source=str(path))
     return calibrated(alone, arch, data, seed=seed).cpu()
+
+
+def weights_of(run: Run, arch: Architecture) -> str:
+    """Sixteen digits that identify the weights that `deployed_network` starts from."""
+    path = _path(run, arch)
+    return file_hash(path)[:16] if path.exists() else run.weights_hash()
 
 
 def is_finetuned(run: Run, arch: Architecture) -> bool:

@@ -78,6 +78,13 @@ class Format:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def options(self) -> str:
+        """What `nas export` needs for it, beginning with a space; nothing for the usual format."""
+        usual = Format().to_dict()
+        given = {name.replace("_", "-"): value for name, value in self.to_dict().items() if value != usual[name]}
+        return "".join(f" --{name}" if value is True else f" --{name} {value}" for name, value in given.items())
+
 
 @dataclass(frozen=True)
 class Signature:

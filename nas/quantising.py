@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,12 @@ class Quantised:
         return self.float_accuracy - self.accuracy
 
     @property
+    def options(self) -> str:
+        """What `nas quantize` needs to make it as it is, beginning with a space."""
+        aware = " --aware" if self.steps else ""
+        return f" --images {self.calibration_images} --max-loss {100 * self.allowed_loss:g}{aware}"
+
+    @property
     def within(self) -> bool:
         """Whether the loss is within what was allowed."""
         return self.loss <= self.allowed_loss
@@ -143,9 +149,11 @@ def quantise_points(
             existing = None if force else _existing(run, export)
             if existing is not None:
                 _check_options(run, existing, images, max_loss, aware=aware)
-            if existing is None or (sensitivity and not existing.sensitivity):
+            if existing is None:
                 retrain = partial(_trained, run, point, export) if aware else None
                 existing = _quantise(run, export, count, allowed, sensitivity, retrain)
+            elif sensitivity and not existing.sensitivity:
+                existing = _with_sensitivity(run, export, existing)
             done.append(existing)
             progress.advance()
     finally:
@@ -337,6 +345,15 @@ def _quantise(
     return quantised
 
 
+def _with_sensitivity(run: Run, export: Export, twin: Quantised) -> Quantised:
+    """The twin's record with what each layer costs alone; the twin stays as it is."""
+    bench = _Bench(run, export, twin.calibration_images, run.exports / export.file)
+    with tempfile.TemporaryDirectory() as name:
+        found = replace(twin, sensitivity=tuple(bench.sensitivity(Path(name))))
+    write_json(run.exports / f"{twin.id}.json", "quantised", QUANTISED_VERSION, asdict(found))
+    return found
+
+
 def _trained(run: Run, point: Point, export: Export, target: Path) -> Path:
     """The network trained on with INT8's rounding, as a float ONNX file in the export's format."""
     data = run.data()
@@ -346,7 +363,8 @@ def _trained(run: Run, point: Point, export: Export, target: Path) -> Path:
     known = np.array_split(rng.permutation(len(data.train))[: 4 * size], 4)
     calibration = (data.train.batch(part, export.resolution) for part in known)
     drawn = (rng.permutation(len(data.train))[:size] for _ in range(AWARE_STEPS))
-    train_rounded(network, calibration, (data.train.batch(part, export.resolution, rng=rng) for part in drawn))
+    batches = (data.train.batch(part, export.resolution, rng=rng) for part in drawn)
+    train_rounded(network, calibration, batches, steps=AWARE_STEPS)
     model = onnx_model(network, data.test.batch([0, 1], export.resolution), {}, form=export.format)
     target.write_bytes(wrapped(model, export.format, data).SerializeToString())
     return target
@@ -355,7 +373,7 @@ def _trained(run: Run, point: Point, export: Export, target: Path) -> Path:
 def _describe(made: Path, source: Path, target: Path) -> None:
     """The quantised file with the float file's metadata, after onnx's full check."""
     model, float_model = onnx.load(made), onnx.load(source)
-    facts = {item.key: item.value for item in float_model.metadata_props}
+    facts = {item.key: item.value for item in float_model.metadata_props if item.key != "promised"}  # it is another network's
     onnx.helper.set_model_props(model, {**facts, "precision": "int8"})
     model.ir_version = float_model.ir_version
     onnx.checker.check_model(model, full_check=True)

@@ -205,6 +205,7 @@ def search_run(
     predictor: str,
 ) -> ParetoFront:
     """See `nas.search`; the tables are those of the request's devices."""
+    amount = {"samples": samples, "budget": budget, "images": scoring.images, "points": points, "generations": generations}
     goal = make_goal(scoring.run.space, tables, request.objectives, request.limits)
     goal.check()
     progress = scoring.progress
@@ -240,7 +241,8 @@ def search_run(
             allowed=f"The nearest one has {nearest(goal.loosest, found.values, len(found.rows))}",
             next_step="Relax the limit on accuracy; all scores are kept",
         )
-    records = {"hypervolume": hypervolumes(goal, scores), "request": request.to_dict()}
+    asked = {"request": request.to_dict(), "amount": {**amount, "predictor": predictor}}
+    records = {"hypervolume": hypervolumes(goal, scores), **asked}
     front = replace(front, records=front.records | records)
     front.save(scoring.run.file("front.json"))
     return front

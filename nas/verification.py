@@ -41,6 +41,7 @@ class Verified:
         precision: ``"fp32"`` or ``"int8"``.
         energy_j: of one run; None where the device does not count it, or nobody promised any.
         network: id of the front's network that this is; empty for a baseline.
+        sha256: of the file that was measured; None in a file of an older version.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Verified:
     precision: str = "fp32"
     network: str = ""
     energy_j: float | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from nas.runs import Run
 from nas.verification import Timed, Verification, Verified, excess_of, wilson_interval
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import ImageData
+from supernets import Examples, ImageData, Split
 
 __all__ = ["verify_run"]
 
@@ -35,6 +35,7 @@ class _Candidate:
 
     Attributes:
         again: the command that makes the file anew.
+        sha256: of the file.
         reason: why it cannot be tested on the images; it is timed only.
     """
 
@@ -42,6 +43,7 @@ class _Candidate:
     path: Path
     resolution: int
     again: str
+    sha256: str | None = None
     promised: dict[str, float] = field(default_factory=dict)
     finetuned: bool = False
     precision: str = "fp32"
@@ -100,18 +102,19 @@ def _network(run: Run, point: Point, export: Export, own: Mapping[str, str]) -> 
     """A network of the front with what was promised of it on this device, whose names are given."""
     promised = {own[name]: value for name, value in point.values.items() if own.get(name) in ("latency", "energy")}
     promised = {"accuracy": point.values["accuracy"], **promised}
-    again = f"nas export {run.path} --pick {export.id} --force"
+    opened = replace(export, format=replace(export.format, batch=None))  # a fixed batch is what a device may refuse
+    again = f"nas export {run.path} --pick {export.id}{opened.options} --force"
     path = run.exports / export.file
-    return _Candidate(export.id, path, export.resolution, again, promised, export.finetuned, network=export.id)
+    return _Candidate(export.id, path, export.resolution, again, export.sha256, promised, export.finetuned, network=export.id)
 
 
 def _twin(run: Run, export: Export) -> _Candidate | None:
     found = read_quantised(run, export)
     if found is None:
         return None
-    again = f"nas quantize {run.path} --pick {export.id} --force"
+    again = f"nas quantize {run.path} --pick {export.id}{found.options} --force"
     path = run.exports / found.file
-    return _Candidate(found.id, path, found.resolution, again, {}, export.finetuned, "int8", export.id)
+    return _Candidate(found.id, path, found.resolution, again, found.sha256, {}, export.finetuned, "int8", export.id)
 
 
 def _baseline(run: Run, baseline: Baseline) -> _Candidate:
@@ -126,10 +129,24 @@ def misfit(path: Path, data: ImageData) -> str | None:
     if signature.classes != data.classes:
         known = "no class scores" if signature.classes is None else f"{signature.classes} classes"
         return f"it gives {known}, the data have {data.classes} classes"
-    images = len(data.input_shape) == 3
-    if images and signature.channels not in (None, data.channels):
+    if not isinstance(data.test, Split):
+        pairs = zip(signature.shape, data.input_shape, strict=False)
+        fits = len(signature.shape) == len(data.input_shape) and all(size in (None, wanted) for size, wanted in pairs)
+        return None if fits else f"it takes {_sizes(signature.shape)}, the examples are {_sizes(data.input_shape)}"
+    if len(signature.shape) != 3:
+        return f"it takes {_sizes(signature.shape)}, not images"
+    if signature.pixels is None and signature.shape[2] == data.channels and signature.shape[0] != data.channels:
+        return f"it takes float images with channels last ({_sizes(signature.shape)}), which are tested as uint8 only"
+    if signature.channels not in (None, data.channels):
         return f"it takes {signature.channels} channels, the images have {data.channels}"
+    height, width = signature.shape[:2] if signature.pixels == "nhwc" else signature.shape[1:]
+    if None not in (height, width) and height != width:
+        return f"it takes images of {height} x {width} px, tested are squares"
     return None
+
+
+def _sizes(shape: Sequence[int | None]) -> str:
+    return " x ".join("?" if size is None else str(size) for size in shape)
 
 
 def _tested(run: Run, device: Device, candidates: Sequence[_Candidate], seed: int, progress: Progress) -> list[_Tested]:
@@ -141,15 +158,34 @@ def _tested(run: Run, device: Device, candidates: Sequence[_Candidate], seed: in
     progress.start("test", len(candidates))
     try:
         for candidate, time in zip(candidates, times, strict=True):
-            right = None
-            if candidate.reason is None:
-                right = outputs(device, candidate.path, test, candidate.resolution).argmax(1) == labels
+            right, candidate = _right(device, candidate, test, labels)
             energy = device.energy(candidate.path.read_bytes(), time.median_ms) if counted else None
             found.append(_Tested(candidate, time, right, energy.joules if energy else None))
             progress.advance()
     finally:
         progress.stop()
     return found
+
+
+def _right(
+    device: Device, candidate: _Candidate, test: Examples, labels: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_] | None, _Candidate]:
+    """Which test images a file gets right; what cannot be fed with them is timed only, for that reason.
+
+    Raises:
+        UserError: a network of the front fails on them.
+    """
+    if candidate.reason is not None:
+        return None, candidate
+    try:
+        return outputs(device, candidate.path, test, candidate.resolution).argmax(1) == labels, candidate
+    except Exception as error:  # noqa: BLE001 (a runtime may refuse in any way)
+        why = f"{device.name} failed on the test images ({type(error).__name__}: {str(error).strip()[:200]})"
+        if candidate.network:
+            raise UserError(
+                f"{candidate.path}: {why}", allowed="The file as it was exported", next_step=f"Make it again: {candidate.again}"
+            ) from None
+        return None, replace(candidate, reason=why)
 
 
 def _times(device: Device, candidates: Sequence[_Candidate], seed: int, progress: Progress) -> list[Measurement]:
@@ -211,4 +247,5 @@ def _verified(found: _Tested, clock: str, limits: Sequence[Limit]) -> Verified |
         precision=candidate.precision,
         network=candidate.network,
         energy_j=found.joules,
+        sha256=candidate.sha256,
     )

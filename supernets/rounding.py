@@ -82,7 +82,7 @@ def _rounder(low: float, high: float) -> Callable[[nn.Module, tuple[Tensor, ...]
 
 
 def train_rounded(
-    network: nn.Module, calibration: Iterable[Tensor], batches: Iterable[Tensor], *, rate: float = 1e-4
+    network: nn.Module, calibration: Iterable[Tensor], batches: Iterable[Tensor], *, steps: int, rate: float = 1e-4
 ) -> list[float]:
     """Train a network on, in place, so that its rounded outputs become those of the float network that it was.
 
@@ -91,18 +91,18 @@ def train_rounded(
     Args:
         network: in evaluation mode; stays in it, so dropout and batch statistics play no part.
         calibration: (B, C, H, W) images for the ranges of inputs.
-        batches: (B, C, H, W) images, one step each.
+        batches: (B, C, H, W) images, one step each; only one is held at a time.
+        steps: number of batches.
         rate: Adam's learning rate at the first step; falls to zero along a cosine over the steps.
 
     Returns: the loss of each step (divergence of the rounded from the float probabilities, nats).
     """
     teacher = copy.deepcopy(network).requires_grad_(False)
-    steps = list(batches)
     losses = []
     with rounding(network, calibration):
         optimiser = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, len(steps)))
-        for images in steps:
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
+        for images in batches:
             target = teacher(images).log_softmax(1)
             loss = nn.functional.kl_div(network(images).log_softmax(1), target, reduction="batchmean", log_target=True)
             optimiser.zero_grad()

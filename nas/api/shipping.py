@@ -37,6 +37,7 @@ def export(
     run: str | Path | Run,
     *,
     pick: str | None = None,
+    arch: str | Architecture | None = None,
     opset: int = 17,
     ir_version: int | None = None,
     batch: int | None = None,
@@ -53,6 +54,8 @@ def export(
 
     Args:
         pick: ``knee``, ``best``, ``fastest``, a limit such as ``latency=5ms``, or an id; None exports the whole front.
+        arch: instead of ``pick``: an architecture, the id of one that was scored, ``largest`` or ``smallest``, on the front or
+            not. Of what is not on the front nothing is promised, and `verify` leaves it out.
         opset: of ONNX's operators; 17 loads in runtimes of 2022 and later.
         ir_version: of the file; None: the oldest that knows the opset.
         batch: images per run; None leaves it open.
@@ -65,15 +68,22 @@ def export(
         UserError: an option that ONNX does not have, or an export that is there in another format.
     """
     from nas.exporting import export_points
+    from nas.finetuning import find_network
     from nas.onnx_files import Format
-    from nas.pareto import ParetoFront
+    from nas.pareto import ParetoFront, Point
 
     form = Format(opset, ir_version, batch, pixels, softmax)
     opened = Run.of(run)
-    front = ParetoFront.load(opened.file("front.json"))
-    points = list(front) if pick is None else [front.pick(pick)]
+    front = ParetoFront.load(opened.file("front.json")) if arch is None or opened.file("front.json").exists() else None
+    points = [] if front is None else list(front)
+    if arch is not None:
+        chosen = find_network(opened, arch) if isinstance(arch, str) else arch
+        points = [point for point in points if point.arch == chosen] or [Point(chosen, {}, {})]
+    elif pick is not None and front is not None:
+        points = [front.pick(pick)]
+    device = None if front is None else str(front.provenance["device"])
     with locked(opened.exports, doing="exporting to"):
-        return export_points(opened, points, form=form, program=pt2, force=force, progress=progress)
+        return export_points(opened, points, device=device, form=form, program=pt2, force=force, progress=progress)
 
 
 def quantize(

@@ -19,7 +19,6 @@ from nas.archive import Score, run_scores
 from nas.baselines import Baseline, read_baselines
 from nas.beginning import sides
 from nas.exporting import Export, read_export
-from nas.onnx_files import Format
 from nas.pareto import ParetoFront, Point
 from nas.quantising import Quantised, read_quantised
 from nas.recipes import load_recipe
@@ -152,17 +151,8 @@ class Contents:
     def command(self, row: Row) -> str:
         """What makes a network's file."""
         verb = "quantize" if row.quantised else "export"
-        return f"nas {verb} {quoted(self.run)} --pick {shlex.quote(row.point.arch.id)}{self._options(row)}"
-
-    def _options(self, row: Row) -> str:
-        """Options that the file was made with, where they are not the usual ones."""
-        if row.quantised:
-            made = row.quantised
-            aware = " --aware" if made.steps else ""
-            return f" --images {made.calibration_images} --max-loss {100 * made.allowed_loss:g}{aware}"
-        form, usual = (row.export.format if row.export else Format()).to_dict(), Format().to_dict()
-        given = {name.replace("_", "-"): value for name, value in form.items() if value != usual[name]}
-        return "".join(f" --{name}" if value is True else f" --{name} {value}" for name, value in given.items())
+        made = row.quantised or row.export
+        return f"nas {verb} {quoted(self.run)} --pick {shlex.quote(row.point.arch.id)}{made.options if made else ''}"
 
 
 class _Reader:
@@ -194,15 +184,15 @@ def read_contents(run: Run) -> Contents:
     log = _training(run, reader)
     front = reader.read("front", run.file("front.json"), lambda: _front(run.file("front.json")), f"nas search {folder}")
     first = str(front.provenance["device"]) if front else None
-    of_verification = _Reader()
-    verification = _verification(run, front, of_verification, first)
+    of_exports, of_verification = _Reader(), _Reader()
+    exports = _exports(run, front, of_exports)
+    verification = _verification(run, front, of_verification, first, exports)
     device = verification.device if verification else first
     option = device_option(device)
     path = run.table(device) if device else next(iter(sorted((run.path / "tables").glob("*.json"))), run.table(DEFAULT_DEVICE))
-    table = reader.read("latency table", path, lambda: LatencyTable.load(path), f"nas profile {folder}{option}")
+    table = reader.read("latency table", path, lambda: _table(run, path), f"nas profile {folder}{option}")
     scores = reader.read("scored subnets", run.study, lambda: _scores(run), f"nas search {folder}")
-    exports = _exports(run, front, reader)
-    reader.missing += of_verification.missing
+    reader.missing += [*of_exports.missing, *of_verification.missing]
     record = next((run.path / "baselines").glob("*.json"), run.path / "baselines" / "largest-alone.json")
     baselines = reader.read("baseline", record, lambda: read_baselines(run), f"nas compare {folder} MODEL.onnx")
     verified = {network.id: network for network in verification.networks} if verification else {}
@@ -224,6 +214,22 @@ def read_contents(run: Run) -> Contents:
         makers=_makers(run.path, ["run.json", "training/log.json", f"tables/{path.name}", "front.json", "verified.json"]),
         missing=tuple(reader.missing),
     )
+
+
+def _table(run: Run, path: Path) -> LatencyTable:
+    """With the run's own space, which knows its networks.
+
+    Raises:
+        UserError: damaged, or of another space.
+    """
+    table = LatencyTable.load(path)
+    if not table.covers(run.space):
+        raise UserError(
+            f"it is of {table.space.key}",
+            allowed=f"A table of {run.space.key}",
+            next_step=f"Profile again: nas profile {run.path}",
+        )
+    return table.bind(run.space)
 
 
 def _training(run: Run, reader: _Reader) -> dict[str, Any] | None:
@@ -327,8 +333,14 @@ def _exports(run: Run, front: ParetoFront | None, reader: _Reader) -> dict[str, 
     return found
 
 
-def _verification(run: Run, front: ParetoFront | None, reader: _Reader, first: str | None) -> Verification | None:
-    """What was verified of this front's networks, on a device that it is for; ``first`` is the first of them."""
+def _verification(
+    run: Run, front: ParetoFront | None, reader: _Reader, first: str | None, exports: Mapping[str, Export]
+) -> Verification | None:
+    """What was verified of this front's networks, as they are exported now, on a device that it is for.
+
+    Args:
+        first: the first of the front's devices.
+    """
     path = run.file("verified.json")
     command = f"nas verify {quoted(run)}{device_option(first)}"
     found = reader.read("verification", path, lambda: Verification.load(path), command)
@@ -340,7 +352,9 @@ def _verification(run: Run, front: ParetoFront | None, reader: _Reader, first: s
     command = f"nas verify {quoted(run)}{device_option(found.device)}"
     # After a new search the file may still be that of the front before.
     ids = {point.arch.id for point in front}
-    networks = [network for network in found.networks if network.id in ids]
+    # Or that of a file which was exported again since.
+    now = {name: export.sha256 for name, export in exports.items()}
+    networks = [n for n in found.networks if n.id in ids and n.sha256 in (None, now.get(n.id, n.sha256))]
     if len(networks) < len(ids):
         reader.lacks(f"{len(ids) - len(networks)} of {len(ids)} networks of this front are not verified", command)
     excess = found.excess if len(networks) == len(found.networks) else None  # it is of all that were verified together
@@ -357,8 +371,9 @@ def _twins(run: Run, rows: Sequence[Row], verification: Verification | None, rea
         remake = f"nas quantize {quoted(run)} --pick {shlex.quote(row.id)} --force"
         load = partial(read_quantised, run, row.export)
         quantised = reader.read(f"INT8 twin of {row.id}", run.exports, load, remake)
-        if quantised is not None and quantised.id in measured:
-            found.append(replace(row, verified=measured[quantised.id], quantised=quantised))
+        twin = measured.get(quantised.id) if quantised is not None else None
+        if quantised is not None and twin is not None and twin.sha256 in (None, quantised.sha256):
+            found.append(replace(row, verified=twin, quantised=quantised))
         elif quantised is not None:
             unseen.append(quantised.id)
     if unseen:

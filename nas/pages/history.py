@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from nas.api.defaults import DEFAULT_IMAGES, DEFAULT_POINTS
 from nas.finetuning import finetune_command
 from nas.pages.charts import Line, line_chart
 from nas.pages.contents import Contents, device_option, quoted, train_command
@@ -137,9 +138,13 @@ def _search_command(contents: Contents, option: str) -> str:
     for name, bounds in request["limits"].items():
         for bound in bounds if isinstance(bounds, list) else [bounds]:
             parts += ["--limit", f"{name}={bound}"]
-    for name, key in (("samples", "scores"), ("seed", "seed")):
-        if key in front.provenance:
-            parts += [f"--{name}", str(front.provenance[key])]
+    # Of an older front only the number of scores is known.
+    amount = front.records.get("amount") or {"samples": front.provenance.get("scores")}
+    usual = {"images": DEFAULT_IMAGES, "points": DEFAULT_POINTS, "predictor": "auto"}
+    given = {**amount, "seed": front.provenance.get("seed")}
+    for name in ("samples", "budget", "images", "points", "predictor", "seed"):
+        if given.get(name) not in (None, usual.get(name)):
+            parts += [f"--{name}", str(given[name])]
     return shlex.join(parts)
 
 

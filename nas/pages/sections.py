@@ -75,17 +75,20 @@ def _checked(contents: Contents) -> list[str]:
         best = max(contents.rows, key=lambda row: row.accuracy)
         kind = "a score on validation images" if best.is_measured else "a prediction"
         return [f"Best promised accuracy <strong>{percent(best.accuracy)}</strong>, {kind}; nothing is verified yet."]
-    alone, best_verified = contents.alone(), contents.verification.best()
-    beside = ""
-    if alone is not None and best_verified is not None:
-        points = 100 * (best_verified.accuracy - alone.accuracy)
-        beside = f"; the largest network trained alone reaches {percent(alone.accuracy)} ({points:+.1f} points)"
-    lines = []
-    if best_verified is not None:
+    alone = contents.alone()
+    inside = [row for row in contents.rows if row.verified is None or not row.verified.broken]
+    promised = max(inside, key=lambda row: row.point.values["accuracy"], default=None)
+    found, lines = promised.verified if promised is not None else None, []
+    if promised is not None and found is None:
+        lines.append(f"The network promised best, {text(promised.id)}, is not verified yet.")
+    elif found is not None:
+        beside = ""
+        if alone is not None:
+            points = 100 * (found.accuracy - alone.accuracy)
+            beside = f"; the largest network trained alone reaches {percent(alone.accuracy)} ({points:+.1f} points)"
         lines.append(
-            f"The network promised best has <strong>{percent(best_verified.accuracy)}</strong> "
-            f"({percent(best_verified.accuracy_low)} to {percent(best_verified.accuracy_high)}) "
-            f"on {best_verified.images:,} test images{beside}."
+            f"The network promised best has <strong>{percent(found.accuracy)}</strong> "
+            f"({percent(found.accuracy_low)} to {percent(found.accuracy_high)}) on {found.images:,} test images{beside}."
         )
     lines += [
         f"Latency, promised against verified: {contents.verification.latency_in_words()}.",

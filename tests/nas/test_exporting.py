@@ -34,6 +34,52 @@ def logits_of(run: nas.Run, arch_id: str) -> torch.Tensor:
     return found
 
 
+def test_exports_are_of_the_weights_of_today(finished: Path) -> None:
+    """Fine-tuned otherwise than before: every file is made anew, `torch.export`'s too, also where a kill came in between."""
+    run = nas.Run.open(finished)
+    arch = nas.ParetoFront.load(finished / "front.json").pick("fastest").arch
+    nas.finetune(finished, pick="fastest", epochs=0.5)
+    (first,) = nas.export(finished, pick="fastest", pt2=True)
+    assert nas.export(finished, pick="fastest") == [first]
+    assert first.finetuned
+    tuned = finished / "finetuned" / f"{arch.id}.safetensors"
+    tuned.unlink()
+    nas.finetune(finished, pick="fastest", epochs=1.5)
+    (run.exports / first.file).write_bytes(b"half of another export")
+    (second,) = nas.export(finished, pick="fastest")
+    assert (second.finetuned, second.program) == (True, first.program)
+    assert second.weights not in (first.weights, None)
+    assert second.sha256 != first.sha256
+    images = run.data().test.batch(range(8), second.resolution)
+    program = torch.export.load(run.exports / str(second.program)).module()
+    wanted = deployed_network(run, arch, run.data())(images)
+    assert torch.allclose(program(images), wanted, atol=1e-4)
+    assert torch.allclose(nas.load_network(run.exports / second.file)(images), wanted, atol=1e-4)
+    (run.exports / str(second.torch_file)).unlink()
+    assert nas.export(finished, pick="fastest") == [second]
+    assert (run.exports / str(second.torch_file)).exists()
+    about = {p.key: p.value for p in onnx.load(run.exports / second.file).metadata_props}
+    assert (about["weights"], json.loads(about["finetuned"])) == (second.weights, True)
+    assert json.loads(about["promised"])["device"] == "onnxruntime-cpu"
+
+
+def test_a_network_off_the_front_is_exported_without_promises(finished: Path) -> None:
+    run = nas.Run.open(finished)
+    nas.finetune(finished, arch="largest", epochs=0.5)
+    (export,) = nas.export(finished, arch="largest")
+    assert export.proven
+    assert export.finetuned
+    assert export.id == run.space.largest.id
+    assert json.loads((run.exports / f"{export.id}.json").read_text())["promised"] == {}
+    point = nas.ParetoFront.load(finished / "front.json").points[0]
+    (of_front,) = nas.export(finished, arch=point.arch.id, force=True)
+    assert json.loads((run.exports / f"{of_front.id}.json").read_text())["promised"]["accuracy"] == point.values["accuracy"]
+    (finished / "front.json").unlink()
+    assert nas.export(finished, arch=run.space.largest) == [export]
+    with pytest.raises(UserError, match="knows no network 'nobody'"):
+        nas.export(finished, arch="nobody")
+
+
 @pytest.mark.parametrize(
     ("options", "inputs", "output"),
     [

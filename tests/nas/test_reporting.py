@@ -273,6 +273,24 @@ def test_broken_limits_are_said(tmp_path: Path) -> None:
     assert "kept</strong> by all 5 verified networks" in page_of(run)
 
 
+def test_what_was_exported_again_is_not_verified(run: Run, tmp_path: Path) -> None:
+    """The figures are of a file that is no longer there."""
+    half = copied(run, tmp_path / "half")
+    found = Verification.load(half.file("verified.json"))
+    best = max(ParetoFront.load(half.file("front.json")), key=lambda point: point.values["accuracy"]).arch.id
+    of_files = [
+        replace(
+            n, broken=[], sha256="0" * 64 if n.id == best else json.loads((half.exports / f"{n.id}.json").read_text())["sha256"]
+        )
+        for n in found.networks
+    ]
+    replace(found, networks=of_files).save(half.file("verified.json"))
+    page = page_of(half)
+    assert "1 of 5 networks of this front are not verified" in page
+    assert [row["id"] for row in data_of(page)["networks"] if row["verified"] is None] == [best]
+    assert f"The network promised best, {best}, is not verified yet" in page
+
+
 def test_verification_of_an_earlier_front_is_left_out(run: Run, tmp_path: Path) -> None:
     half = copied(run, tmp_path / "half")
     found = Verification.load(half.file("verified.json"))

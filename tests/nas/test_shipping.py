@@ -105,7 +105,8 @@ def test_training_with_rounding_comes_before_float_layers_and_is_kept_where_it_h
     assert made.steps == steps
     assert made.kept == (() if steps else ("blocks.0",))
     plain, trained = (onnx.load(finished / "exports" / name) for name in (f"{made.network}.onnx", made.file))
-    assert {p.key for p in plain.metadata_props} < {p.key for p in trained.metadata_props}
+    facts = {p.key for p in plain.metadata_props} - {"promised"} | {"precision"}
+    assert {p.key for p in trained.metadata_props} == facts
 
 
 def test_pixels_and_softmax_stay_in_float(finished: Path) -> None:
@@ -128,6 +129,9 @@ def test_a_twin_is_not_passed_off_as_one_with_other_options(finished: Path) -> N
         with pytest.raises(UserError, match=r"was made from 64 images, with 99\.00% allowed"):
             nas.quantize(finished, pick="fastest", **other)
     assert nas.quantize(finished, pick="fastest") == [made]
+    (measured,) = nas.quantize(finished, pick="fastest", sensitivity=True)  # the twin stays what it is
+    assert replace(measured, sensitivity=()) == made
+    assert measured.sensitivity
     (again,) = nas.quantize(finished, pick="fastest", images=128, max_loss=0.99, force=True)
     assert again.calibration_images == 128
     record = finished / "exports" / f"{made.id}.json"
@@ -255,11 +259,11 @@ def test_a_verification_that_no_clock_and_no_test_set_said_is_refused(tmp_path: 
 
 def test_a_file_of_another_batch_has_no_time_on_the_device(finished: Path, tmp_path: Path) -> None:
     front = nas.ParetoFront.load(finished / "front.json")
-    nas.export(finished, pick=front.points[0].arch.id, batch=8, force=True)
+    nas.export(finished, pick=front.points[0].arch.id, batch=8, pixels="nhwc", softmax=True, force=True)
     before = (finished / "verified.json").read_bytes()
     with pytest.raises(UserError, match="takes 8 images per run") as caught:
         nas.verify(finished)
-    assert f"nas export {finished} --pick {front.points[0].arch.id} --force" in caught.value.next_step
+    assert f"nas export {finished} --pick {front.points[0].arch.id} --pixels nhwc --softmax --force" in caught.value.next_step
     assert (finished / "verified.json").read_bytes() == before
     nas.export(finished, pick=front.points[0].arch.id, batch=1, force=True)  # as the device runs it
     assert nas.verify(finished).networks
@@ -304,6 +308,53 @@ def test_any_onnx_file_stands_beside_the_front(finished: Path, tmp_path: Path) -
     another = foreign(tmp_path / "deep" / "other.onnx")
     with pytest.raises(UserError, match="another file named 'other'"):
         nas.compare(finished, another)
+
+
+def reshaped(path: Path, shape: list[int | str], *, steps: list[onnx.NodeProto] | None = None) -> Path:
+    """Any input of this shape, flattened and multiplied to ten classes."""
+    flat = int(np.prod([size for size in shape[1:] if isinstance(size, int)]))
+    graph = onnx.helper.make_graph(
+        [
+            *(steps or [onnx.helper.make_node("Flatten", ["x"], ["f"])]),
+            onnx.helper.make_node("MatMul", ["f", "w"], ["y"]),
+        ],
+        "other",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["b", 10])],
+        [onnx.numpy_helper.from_array(np.ones((flat, 10), np.float32), "w")],
+    )
+    onnx.save_model(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_files_of_other_inputs_are_timed_with_the_reason(finished: Path, tmp_path: Path) -> None:
+    """Flat, not square, channels last, or refused by the runtime: none of them costs the others their verification."""
+    shift = [
+        onnx.helper.make_node("Flatten", ["x"], ["g"]),
+        onnx.helper.make_node("Constant", [], ["s"], value=onnx.numpy_helper.from_array(np.array([1, 784], np.int64))),
+        onnx.helper.make_node("Reshape", ["g", "s"], ["f"]),  # of one image only, though its batch is open
+    ]
+    files = {
+        "flat": (reshaped(tmp_path / "flat.onnx", ["b", 256]), "it takes 256, not images"),
+        "oblong": (reshaped(tmp_path / "oblong.onnx", ["b", 1, 16, 32]), "it takes images of 16 x 32 px, tested are squares"),
+        "last": (reshaped(tmp_path / "last.onnx", ["b", 28, 28, 1]), "float images with channels last"),
+        "one": (reshaped(tmp_path / "one.onnx", ["b", 1, 28, 28], steps=shift), "failed on the test images"),
+    }
+    result = nas.compare(finished, *(path for path, _ in files.values()))
+    assert {row.id for row in result.timed} == files.keys()
+    assert all(files[row.id][1] in row.reason for row in result.timed)
+    assert len(nas.verify(finished).timed) == len(files)
+
+
+def test_names_that_would_be_mistaken_for_another(finished: Path, tmp_path: Path) -> None:
+    best = nas.ParetoFront.load(finished / "front.json").pick("best").arch.id
+    with pytest.raises(UserError, match=f"'{best}' is the id of a network"):
+        nas.compare(finished, foreign(tmp_path / f"{best}.onnx"))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="two files named 'm'"):
+        nas.compare(finished, foreign(tmp_path / "a" / "m.onnx"), foreign(tmp_path / "b" / "m.onnx"))
+    assert not (finished / "baselines" / "m.onnx").exists()
 
 
 @pytest.mark.parametrize("name", ["text.onnx", "missing.onnx", "largest-alone.onnx", "two.onnx"])

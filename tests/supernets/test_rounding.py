@@ -55,7 +55,7 @@ def test_inputs_round_to_256_levels_with_zero_among_them() -> None:
 
 
 def test_training_brings_the_rounded_network_back_to_the_float_one(network: nn.Module) -> None:
-    losses = train_rounded(network, images(1), images(2, 1) * 60, rate=3e-3)
+    losses = train_rounded(network, images(1), images(2, 1) * 60, steps=60, rate=3e-3)
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert isinstance(network, Network)
     assert not network.training
@@ -64,5 +64,5 @@ def test_training_brings_the_rounded_network_back_to_the_float_one(network: nn.M
 
 def test_no_steps_change_nothing(network: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    assert train_rounded(network, images(1), []) == []
+    assert train_rounded(network, images(1), [], steps=0) == []
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
