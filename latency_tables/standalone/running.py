@@ -43,8 +43,13 @@ def run_kit(folder: Path) -> int:
     results = {"kind": RESULTS_KIND, "version": RESULTS_VERSION, "kit": kit["id"], "fingerprint": fingerprint, "items": {}}
     target = folder / "results.json"
     if target.exists():
-        found = json.loads(target.read_text(encoding="utf-8"))
-        if (found.get("kit"), found.get("fingerprint")) != (kit["id"], fingerprint):
+        try:
+            found = json.loads(target.read_text(encoding="utf-8"))
+            known = (found["kit"], found["fingerprint"], type(found["items"]))
+        except (ValueError, KeyError, TypeError):
+            sys.stderr.write("results.json is damaged: move it away, then run this again\n")
+            return 2
+        if known != (kit["id"], fingerprint, dict):
             sys.stderr.write("results.json is of another kit, machine or runtime: move it away, then run this again\n")
             return 2
         results = found
@@ -64,7 +69,10 @@ def run_kit(folder: Path) -> int:
                 {"error": found} if isinstance(found, str) else dict(zip(("wall_ns", "cpu_ns", "runs"), found))
             )
         part = target.with_suffix(".part")
-        part.write_text(json.dumps(results), encoding="utf-8")
+        with part.open("w", encoding="utf-8") as stream:
+            json.dump(results, stream)
+            stream.flush()
+            os.fsync(stream.fileno())  # else a board that loses power may keep an empty file under the final name
         part.replace(target)
     sys.stderr.write(f"done: {target}\n")
     return 0
@@ -83,6 +91,13 @@ def main(arguments: Sequence[str]) -> int:
         def load(path: bytes) -> Run:
             return SessionRunner(open_session(os.fsdecode(path), device, int(threads)), int(batch)).run
 
-        serve(load, SystemClock())
+        try:
+            serve(load, SystemClock())
+        except KeyboardInterrupt:  # whoever started this is told, too
+            return 130
         return 0
-    return run_kit(Path(sys.argv[0]).resolve().parent)
+    try:
+        return run_kit(Path(sys.argv[0]).resolve().parent)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what is timed is kept, run this again to go on\n")
+        return 130

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +117,32 @@ def test_running_a_kit_again_measures_nothing_twice_and_half_a_run_goes_on(kit: 
     after = json.loads((kit / "results.json").read_text())["items"]
     assert all(after[name] == item for name, item in half["items"].items())
     assert set(after) == set(before["items"])
+
+
+@pytest.mark.parametrize(
+    "text", ['{"kind": "latency-kit-res', "[]", '{"kit": "x"}', '{"kit": 1, "fingerprint": {}, "items": 3}']
+)
+def test_damaged_results_are_named_there(kit: Path, text: str) -> None:
+    (kit / "results.json").write_text(text)
+    done = run_there(kit)
+    assert done.returncode == 2
+    assert "move it away" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (kit / "results.json").read_text() == text
+
+
+def test_a_kit_that_is_stopped_by_hand_says_so_and_goes_on(kit: Path) -> None:
+    (kit / "results.json").unlink()
+    words = [sys.executable, SCRIPT]
+    run = subprocess.Popen(words, cwd=kit, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert run.stderr is not None
+    run.stderr.readline()  # the first chunk is under way
+    os.killpg(run.pid, signal.SIGINT)
+    rest = run.stderr.read()
+    assert run.wait(60) == 130
+    assert "run this again to go on" in rest
+    assert "Traceback" not in rest
+    assert run_there(kit).returncode == 0
 
 
 def test_results_of_another_machine_are_not_mixed(kit: Path) -> None:
