@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latency_tables.device import Candidate, LocalDevice, Model, Options
+from latency_tables.device import Candidate, Device, LocalDevice, Model, Options, serialised
 from latency_tables.kit import SCRIPT, Kit, KitWriter, read_kit, read_results
 from latency_tables.profiling import Amount, Writer, profile
-from latency_tables.standalone.runtime import PRECISIONS, PROVIDERS
+from latency_tables.standalone.runtime import PRECISIONS, PROVIDERS, SessionRunner, open_session
 from latency_tables.stopwatch import Failure, Measurement, Plan
 from search_spaces import from_dict
 from search_spaces.errors import UserError
@@ -29,7 +29,7 @@ from search_spaces.space import SearchSpace
 if TYPE_CHECKING:
     from latency_tables.table import LatencyTable
 
-__all__ = ["import_kit", "kit_space", "make_kit"]
+__all__ = ["import_kit", "make_kit", "replayed", "timing_kit"]
 
 MOST_NETWORKS = 1000
 
@@ -75,6 +75,10 @@ class _Replay(LocalDevice):
     def fingerprint(self) -> dict[str, Any]:
         return dict(self.facts)
 
+    def load(self, model: Model) -> SessionRunner:
+        """The model in ONNX Runtime here: what it computes does not depend on the place."""
+        return SessionRunner(open_session(serialised(model), "onnxruntime-cpu", 1), self.batch)
+
     def energy(self, model: Model, run_ms: float) -> None:
         """Nothing counts it."""
 
@@ -90,7 +94,7 @@ class _Replay(LocalDevice):
         if [self.kit.labels[name] for name in names] != [candidate.label for candidate in candidates]:
             raise UserError(
                 f"the kit {self.kit.id} does not hold what this version measures",
-                allowed="A kit of the same space, made by this version",
+                allowed="A kit of the same space (or of the same files), made by this version",
                 next_step="Make the kit anew: nas kit make",
             )
         self.done.extend(names)
@@ -114,18 +118,72 @@ def make_kit(
         UserError: the folder is there already, or a device that no kit runs on.
     """
     options, plan = options or Options(), plan or Plan()
+    kit_writer = _writer(folder, kind, options, plan, seed)
+    # Nothing is measured yet that could tell the fast from the slow.
+    amount = dataclasses.replace(amount or Amount(), by_work=True)
+    recorder = _Recorder(kind, options, PRECISIONS[kind], writer=kit_writer)
+    profile(space, recorder, writer=writer, seed=seed, amount=amount, plan=plan)
+    return kit_writer.finish({"space": space.to_dict(), "seed": seed, "amount": dataclasses.asdict(amount)})
+
+
+def timing_kit(
+    candidates: Sequence[Candidate],
+    folder: Path,
+    *,
+    kind: str,
+    options: Options,
+    plan: Plan,
+    about: Mapping[str, Any],
+    seed: int = 0,
+) -> Kit:
+    """Write a kit that times models against each other, such as exported networks; see `replayed`.
+
+    Args:
+        about: JSON values that say which models they are, for whoever reads the answers.
+
+    Raises:
+        UserError: the folder is not empty, a device that no kit runs on, or a model that cannot be made.
+    """
+    writer = _writer(folder, kind, options, plan, seed)
+    for candidate, failure in zip(candidates, writer.add(candidates), strict=True):
+        if failure is not None:
+            raise UserError(
+                f"{candidate.label} cannot be put in a kit ({failure.reason})",
+                allowed="Models that can be written as ONNX",
+                next_step="Leave it out, or choose another device",
+            )
+    return writer.finish(about)
+
+
+def replayed(folder: Path, name: str, *, results: Path | None = None) -> tuple[Device, dict[str, Any]]:
+    """A device that answers with what a kit of `timing_kit` brought back, once; and what the kit is about.
+
+    Args:
+        name: of the device.
+        results: default: ``results.json`` in the folder.
+
+    Raises:
+        UserError: results that are missing, half-written, of another kit, or make no sense.
+    """
+    kit, facts, found = _brought_back(folder, results)
+    device = _Replay(kit.device, kit.options, PRECISIONS[kit.device], place=name, facts=facts, kit=kit, found=found)
+    return device, kit.about
+
+
+def _writer(folder: Path, kind: str, options: Options, plan: Plan, seed: int) -> KitWriter:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty", allowed="A new folder for a kit", next_step="Choose another one with --out")
     if kind not in PROVIDERS:
         raise UserError(
             f"a kit for '{kind}'", allowed=f"A kit runs: {', '.join(PROVIDERS)}", next_step="Choose one with --device"
         )
-    # Nothing is measured yet that could tell the fast from the slow.
-    amount = dataclasses.replace(amount or Amount(), by_work=True)
-    kit_writer = KitWriter(folder, kind, options, plan, seed)
-    recorder = _Recorder(kind, options, PRECISIONS[kind], writer=kit_writer)
-    profile(space, recorder, writer=writer, seed=seed, amount=amount, plan=plan)
-    return kit_writer.finish({"space": space.to_dict(), "seed": seed, "amount": dataclasses.asdict(amount)})
+    return KitWriter(folder, kind, options, plan, seed)
+
+
+def _brought_back(folder: Path, results: Path | None) -> tuple[Kit, dict[str, Any], dict[str, Measurement | Failure]]:
+    kit = read_kit(folder)
+    again = f"Run the kit there to its end: python3 {SCRIPT}, and bring results.json back"
+    return kit, *read_results(results or folder / "results.json", kit, again=again)
 
 
 @dataclass(frozen=True)
@@ -141,13 +199,6 @@ class _About:
             raise ValueError("a number is below 0")
         if max(self.amount.networks, self.amount.held_out) > MOST_NETWORKS:
             raise ValueError(f"more than {MOST_NETWORKS} networks")
-
-
-def kit_space(folder: Path) -> SearchSpace:
-    """The space that a kit measures, where it is a built-in one."""
-    kit = read_kit(folder)
-    with _as_made(folder):
-        return from_dict(record(_About, kit.about).space)
 
 
 def _as_made(folder: Path) -> AbstractContextManager[None]:
@@ -180,9 +231,7 @@ def import_kit(
         raise UserError(
             f"{out} is there already", allowed="A new file", next_step="Choose another --out or --name, or remove it"
         )
-    kit = read_kit(folder)
-    again = f"Run the kit there to its end: python3 {SCRIPT}, and bring results.json back"
-    facts, found = read_results(results or folder / "results.json", kit, again=again)
+    kit, facts, found = _brought_back(folder, results)
     device = _Replay(kit.device, kit.options, PRECISIONS[kit.device], place=name, facts=facts, kit=kit, found=found)
     with _as_made(folder):
         about = record(_About, kit.about)

@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency_tables import Candidate, Device, Measurement, Plan
+from latency_tables.by_hand import replayed, timing_kit
+from latency_tables.devices import parse_device
+from latency_tables.kit import Kit
 from latency_tables.stopwatch import Failure, clock_of
 from nas.baselines import Baseline, read_baselines
 from nas.exporting import Export, read_export
@@ -19,11 +22,12 @@ from nas.pareto import ParetoFront, Point
 from nas.quantising import read_quantised
 from nas.runs import Run
 from nas.verification import Timed, Verification, Verified, excess_of, wilson_interval
+from search_spaces.artifacts import file_hash
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
 from supernets import Examples, ImageData, Split
 
-__all__ = ["verify_run"]
+__all__ = ["verification_kit", "verify_by_kit", "verify_run"]
 
 ROUNDS = 40
 SECONDS = 5.0  # at least: neighbours come and go within seconds
@@ -67,27 +71,7 @@ def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Ve
     Raises:
         UserError: a network of the front is not exported, or its file was changed; the device cannot run one.
     """
-    front = ParetoFront.load(run.file("front.json"))
-    searched = str(front.provenance.get("devices", front.provenance["device"]))
-    if device.name not in searched.split(", "):
-        raise UserError(
-            f"the front of {run.path} was searched for {searched}",
-            allowed=f"A front for {device.name}",
-            next_step=f"Verify on that device, or search again: nas search {run.path} --device {device.name}",
-        )
-    missing = [point.arch.id for point in front if not (run.exports / f"{point.arch.id}.json").exists()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of the front's {len(front)} networks are not exported",
-            allowed="All of them are measured in the same rounds",
-            next_step=f"Export them: nas export {run.path}",
-        )
-    own = {front.own_name(f"{kind}@{device.name}"): kind for kind in OF_DEVICES}
-    exports = [read_export(run, point.arch.id) for point in front]
-    networks = [_network(run, point, export, own) for point, export in zip(front, exports, strict=True)]
-    twins = [_twin(run, export) for export in exports]
-    baselines = [_baseline(run, baseline) for baseline in read_baselines(run)]
-    everyone = [*networks, *(twin for twin in twins if twin is not None), *baselines]
+    front, own, everyone = _everyone(run, device.name)
     for candidate in everyone:
         check_batch(candidate.path, device, again=candidate.again)
     tested = _tested(run, device, everyone, seed, progress)
@@ -96,6 +80,69 @@ def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Ve
     result = _result(device, tested, limits)
     result.save(run.file("verified.json"))
     return result
+
+
+def verification_kit(run: Run, folder: Path, *, device: str, on: str) -> Kit:
+    """Write a kit that times everything that `verify_run` would: for a machine that nothing here can reach.
+
+    Args:
+        device: of the front, ``table://NAME``.
+        on: what the kit runs on there, ``onnxruntime-cpu:threads=4``.
+
+    Raises:
+        UserError: as `verify_run`; or a folder that is not empty.
+    """
+    kind, options = parse_device(on)
+    _, _, everyone = _everyone(run, device)
+    models = [Candidate(c.id, c.path.read_bytes) for c in everyone]
+    about = {"verifies": {c.id: c.sha256 for c in everyone}}
+    return timing_kit(models, folder, kind=kind, options=options, plan=_plan(), about=about)
+
+
+def verify_by_kit(run: Run, kit: Path, *, device: str, results: Path | None, seed: int, progress: Progress) -> Verification:
+    """`verify_run` with the times that a kit of `verification_kit` brought back; accuracies are taken here.
+
+    Raises:
+        UserError: as `verify_run`; results that make no sense; or files that were exported again since.
+    """
+    answers, about = replayed(kit, device, results=results)
+    _, _, everyone = _everyone(run, device)
+    if about.get("verifies") != {c.id: c.sha256 for c in everyone}:
+        raise UserError(
+            f"{kit} does not hold what {run.path} has now",
+            allowed="A kit of the exported files as they are, of INT8 twins and files of nas compare, too",
+            next_step=f"Make it anew: nas kit make {run.path} --exports --out FOLDER, and run it there",
+        )
+    return verify_run(run, answers, seed=seed, progress=progress)
+
+
+def _plan() -> Plan:
+    return Plan(rounds=ROUNDS, target=0.0, seconds=SECONDS)
+
+
+def _everyone(run: Run, device: str) -> tuple[ParetoFront, dict[str, str], list[_Candidate]]:
+    """The front, its own names of a device's quantities, and every file that is measured in the same rounds."""
+    front = ParetoFront.load(run.file("front.json"))
+    searched = str(front.provenance.get("devices", front.provenance["device"]))
+    if device not in searched.split(", "):
+        raise UserError(
+            f"the front of {run.path} was searched for {searched}",
+            allowed=f"A front for {device}",
+            next_step=f"Verify on that device, or search again: nas search {run.path} --device {device} --force",
+        )
+    missing = [point.arch.id for point in front if not (run.exports / f"{point.arch.id}.json").exists()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the front's {len(front)} networks are not exported",
+            allowed="All of them are measured in the same rounds",
+            next_step=f"Export them: nas export {run.path}",
+        )
+    own = {front.own_name(f"{kind}@{device}"): kind for kind in OF_DEVICES}
+    exports = [read_export(run, point.arch.id) for point in front]
+    networks = [_network(run, point, export, own) for point, export in zip(front, exports, strict=True)]
+    twins = [_twin(run, export) for export in exports]
+    baselines = [_baseline(run, baseline) for baseline in read_baselines(run)]
+    return front, own, [*networks, *(twin for twin in twins if twin is not None), *baselines]
 
 
 def _network(run: Run, point: Point, export: Export, own: Mapping[str, str]) -> _Candidate:
@@ -120,7 +167,7 @@ def _twin(run: Run, export: Export) -> _Candidate | None:
 def _baseline(run: Run, baseline: Baseline) -> _Candidate:
     path = run.path / baseline.file
     again = f"nas demo --out {run.path}" if baseline.source is None else f"nas compare {run.path} {baseline.source}"
-    return _Candidate(baseline.name, path, baseline.resolution, again, reason=misfit(path, run.data()))
+    return _Candidate(baseline.name, path, baseline.resolution, again, file_hash(path), reason=misfit(path, run.data()))
 
 
 def misfit(path: Path, data: ImageData) -> str | None:
@@ -192,8 +239,7 @@ def _times(device: Device, candidates: Sequence[_Candidate], seed: int, progress
     progress.start("time on the device", len(candidates) + ROUNDS)
     try:
         models = [Candidate(c.id, c.path.read_bytes) for c in candidates]
-        plan = Plan(rounds=ROUNDS, target=0.0, seconds=SECONDS)
-        found = device.time(models, rng=np.random.default_rng([seed, 7]), plan=plan, progress=progress)
+        found = device.time(models, rng=np.random.default_rng([seed, 7]), plan=_plan(), progress=progress)
     finally:
         progress.stop()
     for candidate, result in zip(candidates, found, strict=True):

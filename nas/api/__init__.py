@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nas.api.defaults import DEFAULT_DEVICE, DEFAULT_HEARTBEAT, DEFAULT_IDLE, DEFAULT_IMAGES, DEFAULT_POINTS, DEFAULT_SAMPLES
 from nas.api.searching import accuracy_card, predictor, profile, score, search, worker
-from nas.api.shipping import compare, export, network, quantize, report, verify
+from nas.api.shipping import compare, export, make_verification_kit, network, quantize, report, verify
 from nas.api.spaces import space, spaces
 from nas.api.training import estimate_training, finetune, rank_check, train
 
@@ -20,6 +20,7 @@ __all__ = [
     "estimate_training",
     "export",
     "finetune",
+    "make_verification_kit",
     "network",
     "predictor",
     "profile",

@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING
 from nas.api.defaults import DEFAULT_DEVICE
 from nas.runs import Run
 from search_spaces.artifacts import locked
+from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from latency_tables import Device
+    from latency_tables.kit import Kit
     from nas.exporting import Export
     from nas.quantising import Quantised
     from nas.reporting import Report
     from nas.verification import Verification
     from search_spaces import Architecture
 
-__all__ = ["compare", "export", "network", "quantize", "report", "verify"]
+__all__ = ["compare", "export", "make_verification_kit", "network", "quantize", "report", "verify"]
 
 
 def network(run: str | Path | Run, arch: Architecture) -> nn.Module:
@@ -132,23 +135,85 @@ def quantize(
         )
 
 
-def verify(run: str | Path | Run, *, device: str = DEFAULT_DEVICE, seed: int = 0, progress: Progress = SILENT) -> Verification:
+def verify(
+    run: str | Path | Run,
+    *,
+    device: str | None = None,
+    kit: str | Path | None = None,
+    results: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Verification:
     """Run every exported network of the front on the device's clock and on the test images; writes ``verified.json``.
 
     INT8 twins, baselines and files of `compare` are measured in the same rounds. ``.to_frame()`` is a pandas table.
+
+    Args:
+        device: that the front was searched for; default: the first one of them.
+        kit: a folder of `make_verification_kit` that was run on the device, where that can only be reached by hand.
+        results: of the kit; default: ``results.json`` in it.
+
+    Raises:
+        UserError: a network that is not exported, a device that the front is not for or that cannot be reached.
     """
-    from latency_tables import open_device
-    from nas.verifying import verify_run
+    from nas.verifying import verify_by_kit, verify_run
 
     opened = Run.of(run)
+    device = device or _first_device(opened)
     with locked(opened.file("verified.json"), doing="verifying for"):
-        return verify_run(opened, open_device(device), seed=seed, progress=progress)
+        if kit is not None:
+            answers = None if results is None else Path(results)
+            return verify_by_kit(opened, Path(kit), device=device, results=answers, seed=seed, progress=progress)
+        return verify_run(opened, _reached(opened, device), seed=seed, progress=progress)
+
+
+def _reached(run: Run, device: str) -> Device:
+    """The device, opened."""
+    from latency_tables import open_device
+    from nas.tables import STORED
+
+    if device.startswith(STORED):
+        raise UserError(
+            f"nothing here can reach {device}",
+            allowed="A kit with the exported files, run there by hand",
+            next_step=f"Make it: nas kit make {run.path} --exports --out FOLDER, run it there, then: "
+            f"nas verify {run.path} --kit FOLDER",
+        )
+    return open_device(device)
+
+
+def make_verification_kit(
+    run: str | Path | Run, *, out: str | Path, device: str | None = None, on: str = DEFAULT_DEVICE
+) -> Kit:
+    """Write a folder that times a run's exported files on a machine that nothing here can reach; see `nas.make_kit`.
+
+    Run it there like any kit, bring ``results.json`` back, and give the folder to `verify`.
+
+    Args:
+        device: of the front, ``table://NAME``; default: its first one.
+        on: what the kit runs on there, with options: ``onnxruntime-cpu:threads=4``.
+
+    Raises:
+        UserError: a network that is not exported, a folder that is not empty, or no kit runs on such a device.
+    """
+    from nas.verifying import verification_kit
+
+    opened = Run.of(run)
+    return verification_kit(opened, Path(out), device=device or _first_device(opened), on=on)
+
+
+def _first_device(run: Run) -> str:
+    """The device that a run's front is for, the first of several; before there is a front the usual one."""
+    from nas.pareto import ParetoFront
+
+    path = run.file("front.json")
+    return str(ParetoFront.load(path).provenance["device"]) if path.exists() else DEFAULT_DEVICE
 
 
 def compare(
     run: str | Path | Run,
     *files: str | Path,
-    device: str = DEFAULT_DEVICE,
+    device: str | None = None,
     seed: int = 0,
     force: bool = False,
     progress: Progress = SILENT,
@@ -161,12 +226,12 @@ def compare(
     Raises:
         UserError: not an ONNX file, one that the device cannot run, or a name that is taken.
     """
-    from latency_tables import open_device
     from nas.comparing import add_files
 
     opened = Run.of(run)
+    device = device or _first_device(opened)
     with locked(opened.path / "baselines", doing="adding to"):
-        add_files(opened, files, open_device(device), force=force)
+        add_files(opened, files, _reached(opened, device), force=force)
     return verify(opened, device=device, seed=seed, progress=progress)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import onnx
 import pytest
 
 import nas
+from latency_tables import open_device
 from nas import quantising
 from nas.demo import DemoResult
 from nas.exporting import read_export
+from nas.onnx_files import outputs
 from nas.quantising import LayerLoss, read_quantised
 from nas.runs import Run
 from nas.verification import Excess, Timed, Verification, Verified, excess_of
@@ -372,3 +376,41 @@ def test_a_file_that_cannot_be_compared_leaves_the_run_alone(finished: Path, tmp
     with pytest.raises(UserError):
         nas.compare(finished, foreign(tmp_path / "fine.onnx"), path)
     assert sorted(file.name for file in (finished / "baselines").iterdir()) == before
+
+
+def test_a_machine_that_is_out_of_reach_verifies_by_a_kit(finished: Path, tmp_path: Path) -> None:
+    """Exported files, an INT8 twin and a file of `nas compare` are timed there; accuracies are the same everywhere."""
+    space = Run.open(finished).space
+    nas.make_kit(space, out=tmp_path / "layers")
+    run_there(tmp_path / "layers")
+    nas.import_kit(tmp_path / "layers", name="board", out=finished)
+    nas.search(finished, device="table://board", samples=24, points=2, generations=3, predictor="ridge", force=True)
+    nas.export(finished)
+    nas.quantize(finished, pick="fastest", images=32)
+    with pytest.raises(UserError, match=r"kit make .* --exports"):
+        nas.verify(finished)
+    kit = nas.make_verification_kit(finished, out=tmp_path / "kit")
+    run = Run.open(finished)
+    with pytest.raises(UserError, match="there are no results"):
+        nas.verify(finished, kit=tmp_path / "kit")
+    run_there(tmp_path / "kit")
+    found = nas.verify(finished, kit=tmp_path / "kit")
+    front = nas.ParetoFront.load(finished / "front.json")
+    assert found.device == "table://board"
+    assert [row.id for row in found.networks] == [point.arch.id for point in front]
+    assert len(kit.names) == len(found.networks) + len(found.quantised) + len(found.baselines) + len(found.timed)
+    items = json.loads((tmp_path / "kit" / "results.json").read_text())["items"]
+    for name, row in zip(kit.names, found.networks, strict=False):
+        assert min(items[name]["wall_ns"]) / items[name]["runs"] * 1e-6 <= row.latency_p90_ms
+        session = open_device("onnxruntime-cpu")
+        right = outputs(session, run.exports / f"{row.id}.onnx", run.data().test, read_export(run, row.id).resolution).argmax(1)
+        assert row.accuracy == (right == run.data().test.labels.numpy()).mean()
+    nas.export(finished, pick="fastest", softmax=True, force=True)
+    nas.quantize(finished, pick="fastest", images=32)
+    with pytest.raises(UserError, match="does not hold what"):
+        nas.verify(finished, kit=tmp_path / "kit")
+
+
+def run_there(kit: Path) -> None:
+    done = subprocess.run([sys.executable, "run_kit.py"], cwd=kit, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
