@@ -16,13 +16,15 @@ class Curves:
     """What measured layers of one structure tell about sizes that were not measured.
 
     A layer's work grows with the area of its map, so a line over the area between two sizes is close (OFA MobileNetV3: a
-    median error of about 3 %); outside of the measured sizes nothing is said.
+    median error of about 3 %); outside of the measured sizes nothing is said. A layer without an input map, what runs between
+    the blocks of a user's own network, has no size: nothing is said of it either.
     """
 
     def __init__(self, times_ms: Mapping[Layer, float]) -> None:
         points: dict[str, dict[int, float]] = {}
         for layer, ms in times_ms.items():
-            points.setdefault(layer.structure().key, {})[_area(layer)] = ms
+            if layer.in_shape:
+                points.setdefault(layer.structure().key, {})[_area(layer)] = ms
         self._points: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
         for key, found in points.items():
             areas = np.array(sorted(found), dtype=np.int64)

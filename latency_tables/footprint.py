@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from latency_tables.isolated import environment
 from latency_tables.standalone.worker import ended
 from search_spaces.errors import UserError
 
@@ -21,7 +22,9 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_memory(device: str, model: Path) -> int | None:
-    """Bytes that loading a model and running it takes at most beside the runtime itself; None where the system does not tell.
+    """Bytes that loading a model and running it takes at most beside the runtime itself.
+
+    None where the system does not tell, or where the model has not run after five minutes.
 
     Raises:
         UserError: the device cannot run the model.
@@ -29,7 +32,10 @@ def peak_memory(device: str, model: Path) -> int | None:
     if not STATUS.exists():  # Linux only
         return None
     words = [sys.executable, "-m", "latency_tables.footprint", device, str(model)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=LONGEST_S, check=False, env=environment())
+    except subprocess.TimeoutExpired:
+        return None
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:]
         reason = ": ".join([ended(done.returncode), *last])

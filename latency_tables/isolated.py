@@ -25,7 +25,12 @@ from search_spaces.progress import SILENT, Progress
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Isolated", "open_at"]
+__all__ = ["Isolated", "environment", "open_at"]
+
+
+def environment() -> dict[str, str]:
+    """The variables of a process of ours: it finds what was imported here, wherever it was found."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def open_at(home: str, *arguments: Any) -> Any:
@@ -47,8 +52,7 @@ class Isolated(Optioned):
         self.options = options
         self._device: LocalDevice = open_at(home, kind, options)
         words = [sys.executable, "-m", "latency_tables.isolated", home, kind, json.dumps(asdict(options))]
-        # The process finds what was imported here, wherever it was found.
-        self._worker = Worker(words, {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+        self._worker = Worker(words, environment())
 
     @property
     def name(self) -> str:

@@ -19,12 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 from search_spaces.artifacts import made_by
 from search_spaces.errors import UserError
 from search_spaces.layers import Bottleneck, Conv, GlobalPool, Layer, Linear, MaxPool, MBConv, Op
+from search_spaces.onnx_versions import DEFAULT_IR, DEFAULT_OPSET, FIRST_OPSET
 
 __all__ = ["INPUT", "OUTPUT", "build_onnx", "empty_onnx", "random_weights"]
 
 INPUT = "image"
 OUTPUT = "logits"
-FIRST_OPSET = 14  # HardSwish appears here
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -36,8 +36,8 @@ def build_onnx(
     eps: float = 1e-5,
     metadata: Mapping[str, str] | None = None,
     batch: int | None = None,
-    opset: int = 17,
-    ir_version: int = 8,
+    opset: int = DEFAULT_OPSET,
+    ir_version: int = DEFAULT_IR,
     seed: int = 0,
 ) -> onnx.ModelProto:
     """The ONNX model of a sequence of layers, float32, batch normalisation folded.
@@ -52,14 +52,16 @@ def build_onnx(
         seed: of the random weights.
 
     Raises:
-        UserError: a layer of a kind or with an activation that has no ONNX form here, or an opset below 14.
+        UserError: a layer of a kind or with an activation that has no ONNX form here, or an opset below `FIRST_OPSET`.
         ValueError: layers that do not fit one another, or weights that are missing or have another shape.
     """
     if not layers:
         raise ValueError("a model needs at least one layer; see empty_onnx")
     if opset < FIRST_OPSET:
         raise UserError(
-            f"ONNX opset {opset}", allowed=f"Opsets from {FIRST_OPSET} have every operator needed", next_step="Use opset 17"
+            f"ONNX opset {opset}",
+            allowed=f"Opsets from {FIRST_OPSET} have every operator needed",
+            next_step=f"Use opset {DEFAULT_OPSET}",
         )
     for before, after in itertools.pairwise(layers):
         if before.out_shape != after.in_shape or (isinstance(before, Linear) and not isinstance(after, Linear)):
@@ -75,7 +77,7 @@ def build_onnx(
     return _model(graph, layers[0].in_shape, shape, batch=batch, opset=opset, ir_version=ir_version, metadata=metadata)
 
 
-def empty_onnx(*, opset: int = 17, ir_version: int = 8) -> onnx.ModelProto:
+def empty_onnx(*, opset: int = DEFAULT_OPSET, ir_version: int = DEFAULT_IR) -> onnx.ModelProto:
     """A model that does next to nothing, one ReLU on one number: its time is that of calling the runtime."""
     graph = _Graph({}, 0.0)
     graph.add("Relu", [INPUT], "relu")

@@ -186,11 +186,10 @@ def measured_part(space: SearchSpace, resolutions: int | None) -> SearchSpace:
 def _interpolated(table: LatencyTable) -> LatencyTable:
     """The table with the layers that are between measured sizes; the error of that is among its conditions."""
     missing = [layer for layer in table.space.layers() if layer.key not in table.entries]
-    curves = table.curves
-    between = frozenset(layer.key for layer in missing if curves.covers(layer))
+    between = frozenset(layer.key for layer in missing if table.curves.covers(layer))
     if not between:
         return replace(table, interpolated=between)
-    conditions = {**table.conditions, "interpolation_error": curves.error()}
+    conditions = {**table.conditions, "interpolation_error": table.curves.error()}
     return replace(table, interpolated=between, conditions=conditions)
 
 

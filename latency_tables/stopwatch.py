@@ -23,6 +23,7 @@ from search_spaces.progress import SILENT, Progress
 
 __all__ = [
     "BUSY",
+    "SLOWED",
     "SYSTEM_CLOCK",
     "Clock",
     "Failure",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 BUSY = 1.05  # wall by CPU time from which the machine counts as busy
+SLOWED = 0.10  # of the median over the time undisturbed, from which it is worth a word
 BUSY_QUANTILE = 0.9
 SWEEPS = 100  # of the median polish, at most; it ends where logarithms of times move by less than `STILL`
 STILL = 1e-6

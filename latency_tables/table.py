@@ -15,7 +15,7 @@ from latency_tables.correction import FEATURES, Correction, Quality
 from latency_tables.curves import Curves
 from latency_tables.energy import EnergyModel
 from latency_tables.entries import Anchor, Entry, Given, NetworkTiming
-from latency_tables.stopwatch import BUSY, Measurement, polished
+from latency_tables.stopwatch import BUSY, SLOWED, Measurement, polished
 from search_spaces.architecture import Architecture
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.costs import Cost, Factor
@@ -32,7 +32,6 @@ __all__ = ["CLOCKS", "LatencyTable", "features", "sums"]
 KIND, VERSION = "latency-table", 3
 MAKE = "nas profile"
 CLOCKS = ("wall", "cpu")
-SLOWED = 0.10  # of the median over the time undisturbed, from which it is worth a word
 DRIFT = 0.10  # of the level during a profile, from which it is worth a word
 NOISY = 0.03  # the same for two measurements of one network
 

@@ -27,7 +27,7 @@ from search_spaces.artifacts import made_by
 from search_spaces.errors import UserError
 from search_spaces.records import reading
 
-__all__ = ["Archive", "Claim", "Score", "accuracies", "run_scores"]
+__all__ = ["RETRIES", "Archive", "Claim", "Score", "accuracies", "run_scores"]
 
 HEARTBEAT = 20  # seconds between signs of life; a trial without one for twice as long is lost
 RETRIES = 3
@@ -268,23 +268,26 @@ class Archive:
                 if claim.arch.id not in {trial.user_attrs["id"] for trial in self._trials(TrialState.COMPLETE)}:
                     self.add(score, place=place_in_queue(self._storage.get_trial(claim.trial)))
 
-    def give_back(self, claim: Claim, reason: str, *, counted: bool) -> None:
+    def give_back(self, claim: Claim, reason: str, *, counted: bool) -> bool:
         """Queue a claimed network again, at its old place.
 
         Args:
             counted: the evaluation failed, which is tried again `RETRIES` times; else it was only interrupted.
+
+        Returns: False where its tries are used up; else it is queued again, or was given up for lost, which others saw to.
         """
         with reaching(self.place):
             try:
                 self._storage.set_trial_user_attr(claim.trial, "failure", reason[:1000])
             except optuna.exceptions.UpdateFinishedTrialError:
-                return  # it was given up for lost, and is queued again already
+                return True  # it was given up for lost, and is queued again already
             if not self._moved(claim.trial, TrialState.FAIL):
-                return
+                return True
             failed = self._storage.get_trial(claim.trial)
             if counted:
+                tried_again = len(failed.system_attrs.get("retry_history", ()))
                 self._retry(self._study, failed)
-                return
+                return tried_again < RETRIES
             system = {"failed_trial": failed.number, **failed.system_attrs}
             parts: dict[str, Any] = {
                 "params": failed.params,
@@ -292,6 +295,7 @@ class Archive:
                 "user_attrs": failed.user_attrs,
             }
             self._study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, system_attrs=system, **parts))
+        return True
 
     def beat(self, claims: Iterable[Claim]) -> None:
         """A sign of life for running evaluations."""

@@ -9,12 +9,13 @@ from pathlib import Path
 import onnx
 
 from nas.exporting import onnx_model
+from nas.finetuning import only
 from nas.recipes import load_recipe
 from nas.runs import Run
 from search_spaces.artifacts import atomic_path, locked, read_json, write_json
 from search_spaces.progress import Progress
 from search_spaces.records import member, reading, record
-from supernets import Supernet, calibrated, resolution_of, train
+from supernets import calibrated, resolution_of, train
 
 __all__ = ["BASELINE_VERSION", "Baseline", "read_baselines", "train_largest_alone"]
 
@@ -49,7 +50,7 @@ def train_largest_alone(run: Run, *, epochs: float, progress: Progress, stop: Ca
         return _read(record)
     data = run.data()
     largest = run.space.largest
-    alone = Supernet(run.space.restrict({gene.name: [gene.options[-1]] for gene in run.space.genes}), seed=run.settings["seed"])
+    alone = only(run, largest)
     recipe = load_recipe("single", epochs=epochs)
     checkpoint = folder / f"{name}.safetensors"
     with locked(checkpoint, doing="training"):
@@ -57,7 +58,7 @@ def train_largest_alone(run: Run, *, epochs: float, progress: Progress, stop: Ca
             alone, data, recipe, checkpoint=checkpoint, seed=run.settings["seed"], progress=progress, stop=stop, label="alone"
         )
     resolution = resolution_of(largest, data)
-    network = calibrated(alone, largest, data, seed=run.settings["seed"])
+    network = calibrated(alone, largest, data, seed=run.settings["seed"]).cpu()
     model = onnx_model(network, data.test.batch([0, 1], resolution), {"space": run.space.key})
     path = folder / f"{name}.onnx"
     with atomic_path(path) as temporary:

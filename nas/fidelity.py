@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from nas.finetuning import only
 from nas.recipes import load_recipe
 from nas.runs import Run
 from nas.scoring import choose_subnets, validate
+from predictors import kendall_tau
 from search_spaces import Architecture
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.errors import UserError
@@ -150,12 +148,12 @@ def kendall(
     """Kendall's tau-b and its 95 % interval from resampled pairs; None where it does not exist (all values equal)."""
     pairs = np.array([first, second])  # (2, N)
     rng = np.random.default_rng(seed)
-    drawn = [_tau(pairs[:, rng.integers(0, pairs.shape[1], pairs.shape[1])]) for _ in range(_RESAMPLES)]
+    drawn = [kendall_tau(*pairs[:, rng.integers(0, pairs.shape[1], pairs.shape[1])]) for _ in range(_RESAMPLES)]
     known = [tau for tau in drawn if tau is not None]
     if not known:
-        return _tau(pairs), None, None
+        return kendall_tau(*pairs), None, None
     low, high = np.percentile(known, [2.5, 97.5]).tolist()
-    tau = _tau(pairs)
+    tau = kendall_tau(*pairs)
     if tau is not None and abs(tau) > 1 - 1e-9:  # resampling a perfect order gives nothing else
         far = _least_perfect(pairs.shape[1])
         low, high = (min(low, far), high) if tau > 0 else (low, max(high, -far))
@@ -169,10 +167,3 @@ def _least_perfect(n: int) -> float:
     """
     z2 = 1.96**2 * 2 / n
     return max(0.0, (1 - z2) / (1 + z2))
-
-
-def _tau(pairs: np.ndarray[Any, Any]) -> float | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # equal values only: no order, and so no tau
-        tau = float(stats.kendalltau(pairs[0], pairs[1]).statistic)
-    return None if math.isnan(tau) else tau

@@ -5,21 +5,25 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
+import shlex
 import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from latency_tables.stopwatch import BUSY, SLOWED
+
 __all__ = ["Check", "doctor"]
 
-NEEDED = ("numpy", "onnx", "onnxruntime", "torch", "torchvision", "scikit-learn", "pymoo", "optuna", "pandas")
+OURS = "hwnas"  # the distribution
+RUNTIME = "onnxruntime"  # there are builds of it under other names, which have the same module
 OLDEST_PYTHON = (3, 11)
-BUSY = 1.05  # wall by CPU time
-SLOWED = 0.1  # of the median over the calmest tenth
 PROBE_S = 0.3
 SPARE_BYTES = 2 << 30
 
@@ -52,15 +56,37 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    missing, versions = [], []
-    for name in NEEDED:
-        try:
-            versions.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            missing.append(name)
+    try:
+        needed = _needed()
+    except metadata.PackageNotFoundError:
+        return Check("packages", "note", f"{OURS} is not installed, so that nothing says what it needs", f"pip install {OURS}")
+    found = {name: _found(name) for name in needed}
+    missing = [name for name, version in found.items() if version is None]
     if missing:
-        return Check("packages", "broken", f"missing: {', '.join(missing)}", "pip install hwnas")
-    return Check("packages", "ok", ", ".join(versions))
+        advice = f"pip install {shlex.join(needed[name] for name in missing)}"
+        return Check("packages", "broken", f"missing: {', '.join(missing)}", advice)
+    return Check("packages", "ok", ", ".join(version for version in found.values() if version is not None))
+
+
+def _needed() -> dict[str, str]:
+    """What the toolkit needs, extras apart: name of the distribution -> the requirement as pip takes it.
+
+    Raises:
+        PackageNotFoundError: the toolkit is not installed.
+    """
+    plain = [text for text in metadata.requires(OURS) or [] if "extra ==" not in text]
+    return {re.split(r"[^\w.-]", text, maxsplit=1)[0]: text for text in plain}
+
+
+def _found(name: str) -> str | None:
+    """A distribution and its version; of the runtime any build that has its module. None where there is none."""
+    builds = [name]
+    if name == RUNTIME:
+        builds += metadata.packages_distributions().get(RUNTIME, [])
+    for build in builds:
+        with suppress(metadata.PackageNotFoundError):
+            return f"{build} {metadata.version(build)}"
+    return None
 
 
 def _runtime() -> Check:

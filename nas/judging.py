@@ -24,7 +24,7 @@ from predictors import (
 )
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
-from supernets import placed, proxy_scores, resolution_of
+from supernets import proxy_scores, resolution_of
 
 __all__ = ["AccuracyCard", "ProxyRank", "judge"]
 
@@ -89,22 +89,22 @@ def judge(run: Run, *, predictor: str, proxies: Sequence[str], tau: float, progr
 
 
 def _proxy_table(run: Run, scores: Sequence[Score], proxies: Sequence[str], progress: Progress) -> Values:
-    """The proxies of scored networks on the same training images for all of them, (networks, proxies)."""
+    """The proxies of scored networks on the same training images for all of them, (networks, proxies).
+
+    On the processor wherever the run's supernet is: they draw from its generators, the same numbers on every machine.
+    """
     table = np.empty((len(scores), len(proxies)))
     if not len(proxies):
         return table
     data, supernet, seed = run.data(), run.supernet(), run.settings["seed"]
-    device = next(supernet.parameters()).device
     drawn = np.random.default_rng([seed, _DRAW]).permutation(len(data.train))[: BATCHES * BATCH]
     parts = np.array_split(drawn, BATCHES)
     progress.start("proxies", len(scores))
     try:
         for at, score in enumerate(scores):
             resolution = resolution_of(score.arch, data)
-            batches = [
-                (placed(data.train.batch(part, resolution), device), placed(data.train.labels[part], device)) for part in parts
-            ]
-            found = proxy_scores(supernet.extract(score.arch), batches, proxies, seed=seed)
+            batches = [(data.train.batch(part, resolution).cpu(), data.train.labels[part].cpu()) for part in parts]
+            found = proxy_scores(supernet.extract(score.arch).cpu(), batches, proxies, seed=seed)
             table[at] = list(found.values())
             progress.advance()
     finally:

@@ -216,12 +216,11 @@ _EXAMPLES = {
 def objectives_of(
     space: SearchSpace,
     *,
-    accuracy: Callable[[Rows], Values] | None = None,
     latency: Cost | Mapping[str, Cost] | None = None,
     energy: Mapping[str, Cost] | None = None,
     batches: Mapping[str, int] | None = None,
 ) -> dict[str, Objective]:
-    """All objectives that can be computed: exact counts always, accuracy and latency where a source is given.
+    """All objectives that can be computed: exact counts always, latency and energy where a source is given.
 
     Args:
         latency: ms, of one device or by name (``latency``, ``latency@phone``).
@@ -240,8 +239,6 @@ def objectives_of(
     for name, batch in (batches or {}).items():
         inverse = _throughput(name.replace("latency", "throughput", 1), found[name], batch)
         found[inverse.name] = inverse
-    if accuracy is not None:
-        found["accuracy"] = Objective("accuracy", *KNOWN["accuracy"], values=accuracy)
     return found
 
 

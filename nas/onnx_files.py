@@ -14,12 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latency_tables import Device, open_device
 from search_spaces.errors import UserError
+from search_spaces.onnx_versions import DEFAULT_OPSET, FIRST_OPSET
 from supernets import Examples, ImageData, Split
 
 __all__ = ["Format", "Signature", "check_batch", "feed", "outputs", "wrapped"]
 
-FIRST_OPSET = 14  # HardSwish appears here
-DEFAULT_OPSET = 17  # of 2022: what a runtime two years old or more still loads
 LAYOUTS = ("nhwc", "nchw")
 _BATCH = 256
 

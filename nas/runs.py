@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import search_spaces
-from search_spaces import ElasticSpace, SearchSpace
+from search_spaces import ElasticSpace, SearchSpace, completed
 from search_spaces.artifacts import LOCK, PARTIAL, first_difference, locked, read_json, value_hash, write_json
 from search_spaces.errors import UserError
 from search_spaces.records import reading, record
@@ -24,7 +24,6 @@ __all__ = ["Run"]
 
 RUN_VERSION = 1
 SUPERNET_VERSION = 1
-_SETTINGS = ("space", "data", "recipe", "seed")
 _TRAIN = "nas train-supernet --out RUN"
 
 
@@ -88,7 +87,7 @@ class Run:
         if isinstance(space, ElasticSpace):
             known = self.settings["space"].get("parameters", {})
             shaped = space.made_with(input_shape=known.get("input_shape"), outputs=known.get("outputs"))
-        if value_hash(shaped.to_dict()) != value_hash(self.settings["space"]):
+        if value_hash(shaped.to_dict()) != value_hash(completed(self.settings["space"], shaped.to_dict())):
             raise UserError(
                 f"{self.path} holds a run of another space: {_brief(self.settings['space'])}, not {_brief(shaped.to_dict())}",
                 allowed="The space that the run was made with",
@@ -120,6 +119,7 @@ class Run:
         folder = Path(path)
         if (folder / "run.json").exists():
             run = cls.open(folder)
+            run = replace(run, settings={**run.settings, "space": completed(run.settings["space"], settings["space"])})
             for part in dict.fromkeys([*settings, *run.settings]):
                 known, value = (_identity(part, given.get(part)) for given in (run.settings, settings))
                 if value_hash(known) != value_hash(value):

@@ -24,17 +24,12 @@ def attributes_of(arch: Architecture, space: SearchSpace, images: int, proposed:
 def parameters_of(arch: Architecture, space: SearchSpace) -> dict[str, Any]:
     """The choices as Optuna's parameters, for its dashboard and its analyses."""
     genes, row = space.genes, space.to_array(arch)[0]
-    options = {gene.name: tuple(_plain(option) for option in gene.options) for gene in genes}
     return {
-        "params": {gene.name: options[gene.name][index] for gene, index in zip(genes, row.tolist(), strict=True)},
-        "distributions": {name: CategoricalDistribution(found) for name, found in options.items()},
+        "params": {gene.name: gene.options[index] for gene, index in zip(genes, row.tolist(), strict=True)},
+        "distributions": {gene.name: CategoricalDistribution(gene.options) for gene in genes},
     }
 
 
 def place_in_queue(trial: FrozenTrial) -> int:
     """A retried network keeps its place, so that the order of scores does not depend on who was lost."""
     return int(trial.system_attrs.get("failed_trial", trial.number))
-
-
-def _plain(option: Any) -> Any:
-    return option if isinstance(option, (str, int, float, bool)) else json.dumps(option)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
-from nas.archive import Archive, Claim
+from nas.archive import RETRIES, Archive, Claim
 from nas.memory import keep_freed_memory
 from nas.runs import Run
 from nas.scoring import validate
@@ -78,14 +78,18 @@ class Crew:
     progress: Progress = SILENT
     stop: Callable[[], bool] = lambda: False
     scored: int = 0
+    _failed: int = 0  # since the last one that was finished
     _claims: dict[int, Claim] = field(default_factory=dict)
     _flying: dict[Future[Found], tuple[Claim, float]] = field(default_factory=dict)
 
     def drain(self) -> None:
         """Evaluate until no network waits and none runs, here or elsewhere; those of lost processes are queued again.
 
+        A network whose evaluation fails is tried again, three times; then its error is raised, whatever it is. Where more than
+        three of every job's fail with no success between them, the last error is raised: the networks are left to others.
+
         Raises:
-            UserError: an evaluation's own, or the archive is lost, or nothing was finished anywhere for an hour.
+            UserError: an evaluation's own, at once; or the archive is lost, or nothing was finished anywhere for an hour.
         """
         self.archive.recover()
         left, since, waited = self._left(), time.monotonic(), False
@@ -170,7 +174,8 @@ class Crew:
             try:
                 accuracy, images = future.result()
             except Exception as error:
-                self.archive.give_back(claim, f"{type(error).__name__}: {error}", counted=not isinstance(error, UserError))
+                reason = f"{type(error).__name__}: {error}"
+                again = self.archive.give_back(claim, reason, counted=not isinstance(error, UserError))
                 del self._claims[claim.trial]
                 if isinstance(error, BrokenExecutor):
                     raise UserError(
@@ -178,10 +183,15 @@ class Crew:
                         allowed="Enough memory for every process",
                         next_step="Run the same command again with fewer --jobs; finished scores are kept",
                     ) from error
-                raise
+                self._failed += 1
+                lost = self._failed > RETRIES * self._most  # it is not the networks, it is this machine
+                if not again or lost or isinstance(error, UserError):
+                    raise
+                self.progress.say(f"try again   network {claim.arch.id} failed: {reason}")
+                continue
             self.archive.finish(claim, accuracy, images, seconds=time.monotonic() - start)
             del self._claims[claim.trial]
-            self.scored += 1
+            self.scored, self._failed = self.scored + 1, 0
             self.progress.advance()
         return True
 

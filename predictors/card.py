@@ -18,7 +18,16 @@ from predictors.predictor import FEWEST, ArchitecturePredictor, out_of_fold
 from search_spaces import Architecture, SearchSpace
 from search_spaces.errors import UserError
 
-__all__ = ["FeatureGain", "LearningCurve", "ReportCard", "feature_gain", "learning_curve", "rank_correlations", "report_card"]
+__all__ = [
+    "FeatureGain",
+    "LearningCurve",
+    "ReportCard",
+    "feature_gain",
+    "kendall_tau",
+    "learning_curve",
+    "rank_correlations",
+    "report_card",
+]
 
 TOP = 0.1  # the share of networks that a search is after
 STEPS = 4
@@ -153,11 +162,19 @@ def _top_recall(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -
     return float(best[taken].mean())
 
 
+def kendall_tau(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
+    """Kendall's tau-b of (N,) and (N,) values; None where either does not vary."""
+    return None if _even(a) or _even(b) else float(kendalltau(a, b).statistic)
+
+
 def rank_correlations(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float | None, float | None]:
     """Kendall's tau-b and Spearman's rho of (N,) and (N,) values; None where either does not vary."""
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None, None
-    return float(kendalltau(a, b).statistic), float(spearmanr(a, b).statistic)
+    tau = kendall_tau(a, b)
+    return (None, None) if tau is None else (tau, float(spearmanr(a, b).statistic))
+
+
+def _even(values: NDArray[np.float64]) -> bool:
+    return bool(np.ptp(values) == 0)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from search_spaces.architecture import Architecture
@@ -13,7 +14,7 @@ from search_spaces.errors import UserError, unknown_name
 from search_spaces.layers import Layer
 from search_spaces.mobilenet import ofa_mobilenet_v3, ofa_proxyless, small_mobilenet
 from search_spaces.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
-from search_spaces.records import reading
+from search_spaces.records import reading, record
 from search_spaces.resnet import ofa_resnet50
 from search_spaces.rows import Choice
 from search_spaces.space import SPACE_VERSION, SearchSpace
@@ -27,6 +28,7 @@ __all__ = [
     "SearchSpace",
     "UserError",
     "build",
+    "completed",
     "from_dict",
     "rebuild",
 ]
@@ -58,10 +60,22 @@ def build(name: str, **parameters: Any) -> SearchSpace:
 
 
 def rebuild(space: SearchSpace, **parameters: Any) -> SearchSpace:
-    """The same space (restrictions too) with other family parameters; ``None`` leaves a parameter as it is."""
+    """The same space (restrictions too) with other family parameters; ``None`` leaves a parameter as it is.
+
+    Raises:
+        UserError: another parameter for a space that no family builds: its layers are code that nobody can call anew here.
+    """
     changed = {key: value for key, value in parameters.items() if value is not None and space.parameters.get(key) != value}
     if not changed:
         return space
+    if not space.built_in:
+        asked = ", ".join(f"{name} = {value}" for name, value in changed.items())
+        known = ", ".join(f"{name} = {space.parameters.get(name, 'not said')}" for name in changed)
+        raise UserError(
+            f"{asked} asked of space '{space.name}', which was built with {known}",
+            allowed="A space that is not a built-in family has the classes and channels that it was built with",
+            next_step=f"Build it with {asked}, in its layers and in parameters={{...}}",
+        )
     value = space.to_dict()
     return from_dict(value | {"parameters": value["parameters"] | changed})
 
@@ -75,6 +89,15 @@ def from_dict(value: Mapping[str, Any]) -> SearchSpace:
     allowed = "The JSON of a search space has name, parameters and genes"
     with reading("a search space", allowed=allowed, next_step="Write one with space.to_dict()"):
         return _from_dict(value)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What the JSON of a space that no family builds says of it, where it is not the default."""
+
+    shrink: tuple[str, ...] = ()
+    unkeyed: tuple[str, ...] = ()
+    traits: dict[str, float] = field(default_factory=dict)
 
 
 def _from_dict(value: Mapping[str, Any]) -> SearchSpace:
@@ -91,6 +114,15 @@ def _from_dict(value: Mapping[str, Any]) -> SearchSpace:
         return ElasticSpace.from_dict(value)
     structure = {key: Choice.from_dict(choice) for key, choice in value.get("structure", {}).items()}
     if name not in FAMILIES:
-        return SearchSpace(structure or genes, name=name, parameters=parameters).restrict(genes)
+        own = record(_Own, value)
+        return SearchSpace(
+            structure or genes, name=name, parameters=parameters, shrink=own.shrink, unkeyed=own.unkeyed, traits=own.traits
+        ).restrict(genes)
     sizes = structure["resolution"].options if structure else genes["resolution"]
     return build(name, **parameters, resolution=sizes).restrict(genes)
+
+
+def completed(known: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored JSON of a space; what older versions did not write of a space of one's own is that of the space at hand."""
+    later = {name: present[name] for name in ("shrink", "unkeyed", "traits") if name in present}
+    return dict(known) if later.keys() & known.keys() else {**known, **later}

@@ -79,6 +79,7 @@ def attentive_nas(*, classes: int = 1000, channels: int = 3, resolution: Sequenc
         positions=_positions(channels, classes),
         shrink=("resolution", "kernel", "depth", "expand", "width"),
         unkeyed=("classes", "channels"),
+        built_in=True,
         traits={"norm_eps": 1e-5, "norm_momentum": 0.1, "dropout": 0.2, "kernel_maps": 0.0, "residual_gamma": 0.0},
         published={name: dict(zip(names, values, strict=True)) for name, values in PUBLISHED.items()},
     )

@@ -132,10 +132,9 @@ class ElasticSpace(SearchSpace):
 
     # ---- JSON form ----
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form of plain choices, and the names of the fixed arguments and the rules; without the constructor."""
-        rules = {pattern: _named(rule) for pattern, rule in self.rules.items()}
-        return {**super().to_dict(), "fixed": list(self.fixed), "rules": rules}
+    def _own(self) -> dict[str, Any]:
+        """The names of the fixed arguments and the rules; the constructor is code, and is not in it."""
+        return {"fixed": list(self.fixed), "rules": {pattern: _named(rule) for pattern, rule in self.rules.items()}}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ElasticSpace:

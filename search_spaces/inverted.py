@@ -126,6 +126,7 @@ def inverted_residual_space(
         positions=_positions(body, rules, int(parameters["channels"]), int(parameters["classes"])),
         shrink=("resolution", "kernel", "depth", "expand"),
         unkeyed=("classes", "channels"),
+        built_in=True,
         traits={"norm_eps": norm_eps, "norm_momentum": 0.1, "dropout": dropout, "kernel_maps": 1.0},
         published=published,
     )

@@ -50,6 +50,7 @@ def ofa_resnet50(*, classes: int = 1000, channels: int = 3, resolution: Sequence
         positions=_positions(channels, classes, rules),
         shrink=("resolution", "depth", "expand", "width"),
         unkeyed=("classes", "channels"),
+        built_in=True,
         traits={"norm_eps": 1e-5, "norm_momentum": 0.1},
     )
 

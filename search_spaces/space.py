@@ -56,6 +56,7 @@ class SearchSpace(RowSpace):
             ``kernel_maps`` (1: small filters come from large ones through learned maps, 0: they are the centres),
             ``residual_gamma`` (scale at the end of residual branches at first, default 1).
         published: networks of the space that have a name elsewhere, by their choices.
+        built_in: `search_spaces.build` makes the space, so that its JSON needs no ``shrink``, ``unkeyed`` and ``traits``.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class SearchSpace(RowSpace):
         unkeyed: Sequence[str] = (),
         traits: Mapping[str, float] | None = None,
         published: Mapping[str, Mapping[str, Any]] | None = None,
+        built_in: bool = False,
     ) -> None:
         self.name = name
         self.parameters = dict(parameters or {})
@@ -78,6 +80,7 @@ class SearchSpace(RowSpace):
         self.unkeyed = tuple(unkeyed)
         self.traits = dict(traits or {})
         self._published = dict(published or {})
+        self.built_in = built_in
         self.genes = genes_of(self.choices)
         self._column = {gene.name: index for index, gene in enumerate(self.genes)}
 
@@ -114,7 +117,13 @@ class SearchSpace(RowSpace):
             "parameters": self.parameters,
             "genes": {gene.name: list(gene.options) for gene in self.genes},
             "structure": {name: asdict(choice) for name, choice in self.choices.items()},
+            **self._own(),
         }
+
+    def _own(self) -> dict[str, Any]:
+        """What only the JSON says of a space that no family builds, where it is not the default."""
+        own = {"shrink": list(self.shrink), "unkeyed": list(self.unkeyed), "traits": self.traits}
+        return {} if self.built_in else {name: value for name, value in own.items() if value}
 
     def restrict(self, positions: Mapping[str, Sequence[Value]] | None = None, **choices: Sequence[Value]) -> SearchSpace:
         """The same space with fewer options: ``space.restrict(kernel=[3, 5])``, ``space.restrict({"depth[0]": [2]})``.
@@ -160,6 +169,7 @@ class SearchSpace(RowSpace):
             unkeyed=self.unkeyed,
             traits=self.traits,
             published=self._published,
+            built_in=self.built_in,
         )
         twin.genes = genes
         return twin

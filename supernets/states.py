@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from search_spaces import completed
 from search_spaces.artifacts import atomic_path, first_difference, value_hash
 from search_spaces.errors import UserError
 from search_spaces.records import reading, record
@@ -106,6 +107,8 @@ class CheckpointFile:
         found = dict(meta.get("identity", {}))
         if "recipe" in found:  # one of an older version lacks the newer fields
             found["recipe"] = Recipe.from_dict(found["recipe"], source=str(path)).to_dict()
+        if "space" in found:
+            found["space"] = completed(found["space"], self._identity.get("space", {}))
         for part, value in self._identity.items():
             if value_hash(found.get(part)) != value_hash(value):
                 raise UserError(

@@ -23,12 +23,12 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from search_spaces import Architecture, ElasticSpace
 from search_spaces.errors import UserError
 from search_spaces.layers import Layer
+from search_spaces.onnx_versions import DEFAULT_OPSET
 from supernets.construct import construct
 from supernets.tracing import REST, calls_of, forward
 
 __all__ = ["ElasticWriter", "export_onnx"]
 
-OPSET = 17
 DYNAMO_OPSET = 18  # the oldest that this exporter writes
 INPUT, OUTPUT = "image", "logits"
 
@@ -98,7 +98,7 @@ def _by_script(network: nn.Module, example: Tensor, open_batch: bool, opset: int
             (example,),
             stream,
             dynamo=False,
-            opset_version=opset or OPSET,
+            opset_version=opset or DEFAULT_OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}} if open_batch else None,

@@ -70,6 +70,22 @@ class Constants(nn.Module):
         return self.head(x * self.ramp + self.shift)
 
 
+class Scaled(nn.Module):
+    """Elastic width and depth; a parameter of the network itself, in none of its blocks."""
+
+    def __init__(self, width: int, depth: int, classes: int = 4) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 1, 1))
+        self.blocks = nn.ModuleList(ConvBlock(1 if i == 0 else width, width, 3, 2) for i in range(depth))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.scale
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
 class Tied(nn.Module):
     """One weight under two names, and a buffer that the forward writes to."""
 

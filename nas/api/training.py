@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,6 +19,7 @@ from search_spaces.progress import SILENT, Progress
 if TYPE_CHECKING:
     from nas.fidelity import RankCheck
     from supernets import ImageData, PhaseEstimate, Ranks, Recipe, Supernet
+    from supernets.training import Trained
 
 __all__ = ["estimate_training", "finetune", "rank_check", "train"]
 
@@ -26,7 +28,7 @@ LOG_VERSION = 1
 
 def train(
     supernet: Supernet,
-    data: str | ImageData,
+    data: str | os.PathLike[str] | ImageData,
     *,
     out: str | Path,
     recipe: str | Path | Recipe = "progressive",
@@ -41,7 +43,7 @@ def train(
     """Train a supernet into a run folder; a folder that holds the same run, unfinished, is resumed.
 
     Args:
-        data: a source for `nas.load_data` (``"digits"``, ``"folder:PATH"`` ...) or its result.
+        data: a source for `nas.load_data` (``"digits"``, a folder ...) or its result.
         out: the run folder.
         recipe: a name, a TOML file, or a `Recipe`.
         epochs: of all phases together; default: the recipe's.
@@ -55,21 +57,21 @@ def train(
         UserError: bad input, or ``out`` holds something else; nothing is overwritten.
     """
     from nas.recipes import load_recipe
-    from supernets import ALONE, load_data, save_tensors, start_from
+    from supernets import ALONE, ImageData, load_data, start_from
     from supernets import train as run_training
     from supernets.checks import check_training
 
     ranks = ranks or ALONE
-    images = load_data(data, seed=seed) if isinstance(data, str) else data
+    images = data if isinstance(data, ImageData) else load_data(data, seed=seed)
     supernet.bind(images.input_shape)
     resolved = load_recipe(recipe, epochs=epochs)
     check_training(supernet, images, resolved, ranks)  # before there is a folder
-    if ranks.first and not (Path(out) / "run.json").exists():
-        images.check(progress)
     settings = _settings(supernet, images, resolved, seed)
     if weights is not None:
         progress.say(f"start from {start_from(supernet, weights)}")
         settings["weights"] = {"file": Path(weights).name, "sha256": file_hash(Path(weights))}
+    if ranks.first and not (Path(out) / "run.json").exists():
+        images.check(progress)
     run = replace(_made(out, settings, supernet.space, ranks), images=images)
     if run.weights.exists():
         progress.say(f"{run.path} is trained already")
@@ -80,11 +82,18 @@ def train(
     with locked(run.path / "training", doing="training") if ranks.first else nullcontext():
         trained = run_training(supernet, images, resolved, checkpoint=run.checkpoint, log=log, scalars=scalars, **watched)
         if ranks.first:
-            done = {"phases": trained.log, "seconds": trained.seconds, "images": trained.images, "data": images.to_dict()}
-            write_json(run.file("training/log.json"), "training-log", LOG_VERSION, done)
-            save_tensors(run.weights, supernet.state_dict(), "supernet", SUPERNET_VERSION, {"space": settings["space"]})
+            _keep(run, supernet, images, trained)
     ranks.wait()
     return run
+
+
+def _keep(run: Run, supernet: Supernet, images: ImageData, trained: Trained) -> None:
+    """Write the log, then the weights: a run that has them is trained."""
+    from supernets import save_tensors
+
+    done = {"phases": trained.log, "seconds": trained.seconds, "images": trained.images, "data": images.to_dict()}
+    write_json(run.file("training/log.json"), "training-log", LOG_VERSION, done)
+    save_tensors(run.weights, supernet.state_dict(), "supernet", SUPERNET_VERSION, {"space": run.settings["space"]})
 
 
 def _settings(supernet: Supernet, images: ImageData, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -108,7 +117,7 @@ def _made(out: str | Path, settings: dict[str, Any], space: SearchSpace, ranks: 
 
 def estimate_training(
     supernet: Supernet,
-    data: str | ImageData,
+    data: str | os.PathLike[str] | ImageData,
     *,
     recipe: str | Path | Recipe = "progressive",
     epochs: float | None = None,
@@ -117,10 +126,10 @@ def estimate_training(
 ) -> list[PhaseEstimate]:
     """Time and memory of the phases that `train` would run, from a few steps of each; nothing is written or changed."""
     from nas.recipes import load_recipe
+    from supernets import ImageData, load_data
     from supernets import estimate_training as run_estimate
-    from supernets import load_data
 
-    images = load_data(data, seed=seed) if isinstance(data, str) else data
+    images = data if isinstance(data, ImageData) else load_data(data, seed=seed)
     return run_estimate(supernet, images, load_recipe(recipe, epochs=epochs), seed=seed, progress=progress)
 
 

@@ -331,7 +331,7 @@ def network_facts(contents: Contents, row: Row) -> dict[str, Any]:
         "counts": f"{_counts(point)}, {count(point.values['size'], 'B')} of weights",
         "names": [name for name in ("fastest", "knee", "best") if front.pick(name).arch.id == row.id],
         "command": contents.command(row),
-        "drawing": _drawing(front.space, point.arch),
+        "drawing": _drawing(contents.run.space, point.arch),
         "times": _times(contents, point.arch),
     }
 
@@ -351,9 +351,12 @@ def _quantised(made: Quantised | None) -> dict[str, Any] | None:
 
 def _drawing(space: SearchSpace, arch: Architecture) -> list[dict[str, Any]]:
     """Rows of blocks from input to output: a stage each, and one for the layers before and after; skipped blocks are null."""
-    if not space.positions:
+    try:
+        layers = dict(space.placed(arch)) if space.positions else {}
+    except UserError:  # networks of the user's own, whose code is not at hand
         return []
-    layers = dict(space.placed(arch))
+    if not layers:
+        return []
     rows: list[dict[str, Any]] = []
     for index, position in enumerate(space.positions):
         stage, dot, name = position.name.partition(".")
@@ -370,9 +373,9 @@ def _drawing(space: SearchSpace, arch: Architecture) -> list[dict[str, Any]]:
         if layer is None:
             rows[-1]["blocks"].append(None)
             continue
-        channels, side, _ = layer.out_shape
         middle = getattr(layer, "mid_channels", None)
-        rows[-1]["note"] = f"{channels} ch, {side} px"
+        shape = layer.out_shape
+        rows[-1]["note"] = f"{shape[0]} ch, {shape[1]} px" if len(shape) == 3 else " x ".join(map(str, shape))
         rows[-1]["blocks"].append(
             {
                 "name": name or stage,

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 import search_spaces
 from latency_tables import Amount, Candidate, LatencyTable, Measurement, Plan, Quality, measure, open_device, profile
 from latency_tables.entries import CHAIN, Entry
-from latency_tables.stopwatch import Failure, SystemClock
+from latency_tables.stopwatch import Failure
 from search_spaces import SearchSpace, UserError
-from search_spaces.layers import Layer, parse_layer
+from search_spaces.layers import Conv, GlobalPool, Layer, Linear, parse_layer
 from search_spaces.progress import SILENT, Progress
+from search_spaces.space import Position
+from tests.latency_tables.clock import FakeClock
 
 # ---- a device whose times are known -----------------------------------------------------------------------
 
@@ -32,18 +34,6 @@ FAST = Plan(rounds=3, least=3, sample_ms=0.02)
 def layer_ns(layer: Layer) -> int:
     """Time of a layer in a network: whole nanoseconds, even, so that a chain's difference is exact."""
     return 2000 + 2 * (layer.macs // 2000) + 20 * layer.out_shape[0]
-
-
-@dataclass
-class FakeClock(SystemClock):
-    wall: float = 0.0
-    cpu: float = 0.0
-
-    def wall_ns(self) -> int:
-        return round(self.wall)
-
-    def cpu_ns(self) -> int:
-        return round(self.cpu)
 
 
 @dataclass
@@ -368,6 +358,28 @@ def test_more_options_measure_only_the_new_layers(tmp_path: Path) -> None:
     assert run(device, part, out=path).space == part  # a restriction is served from the file, which stays as it is
     assert not device.loads
     assert path.read_bytes() == before
+
+
+def test_the_table_of_ones_own_space_is_known_again(tmp_path: Path) -> None:
+    def own(classes: int) -> SearchSpace:
+        return SearchSpace(
+            {"width": [8, 12, 16], "kernel": [3, 5]},
+            name="own",
+            parameters={"classes": classes},
+            positions=[
+                Position("first", ("width", "kernel"), lambda width, kernel: Conv(8, 3, width, kernel, 1, "relu")),
+                Position("pool", ("width",), lambda width: GlobalPool(8, width)),
+                Position("classifier", ("width",), lambda width: Linear(1, width, classes)),
+            ],
+            unkeyed=("classes",),
+        )
+
+    out, device = tmp_path / "own.json", FakeDevice()
+    first = run(device, own(5), out=out)
+    loaded = len(device.loads)
+    again = run(device, own(5), out=out, now=lambda: first.level_at)
+    assert len(device.loads) == loaded
+    assert again.estimate(own(5).sample(6)) == pytest.approx(first.estimate(own(5).sample(6)))
 
 
 def test_other_conditions_are_refused_by_name_and_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -24,21 +24,7 @@ from latency_tables.stopwatch import (
     understood,
     undisturbed,
 )
-
-
-@dataclass
-class FakeClock(SystemClock):
-    """Stands still unless a run moves it."""
-
-    wall: float = 0.0
-    cpu: float = 0.0
-
-    def wall_ns(self) -> int:
-        return round(self.wall)
-
-    def cpu_ns(self) -> int:
-        return round(self.cpu)
-
+from tests.latency_tables.clock import FakeClock
 
 GOOD = Measurement(2.0, 1.0, 3.0, 2.0, 20, 5).to_dict()
 

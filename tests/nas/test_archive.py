@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ import nas
 import search_spaces
 from nas.archive import Archive, Claim, Score, run_scores
 from nas.runs import Run
+from nas.scoring import validate
 from nas.searching import Scoring
 from nas.working import Crew
 from search_spaces import Architecture, SearchSpace, UserError
@@ -266,6 +268,94 @@ def test_scores_are_the_same_however_they_are_made(run: Run, made: Path, tmp_pat
         more = nas.score(run, samples=23, images=50, jobs=pool)
     assert more[:20] == alone
     assert len(more) == 23
+
+
+class Failing:
+    """An evaluation that fails at some of its calls, counted from 1."""
+
+    def __init__(self, *at: int) -> None:
+        self.at, self.calls, self._lock = at, 0, threading.Lock()
+
+    def __call__(self, run: Run, arch: Architecture, images: int) -> tuple[float, int]:
+        with self._lock:
+            self.calls += 1
+            call = self.calls
+        if call in self.at:
+            raise RuntimeError(f"call {call}")
+        return validate(run, arch, images)
+
+
+class Told(Stops):
+    """Progress that keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__(1000)
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failure_that_passes_ends_nothing(
+    run: Run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    wanted = nas.score(shutil.copytree(made, tmp_path / "sound"), samples=20, images=50)
+    monkeypatch.setattr("nas.working.validate", Failing(3, 4, 9))
+    told = Told()
+    with ThreadPoolExecutor(jobs) as pool:
+        found = nas.score(run, samples=20, images=50, jobs=1 if jobs == 1 else pool, progress=told)
+    assert found == wanted  # in the same order
+    assert [line for line in told.lines if "try again" in line and "RuntimeError: call" in line] == told.lines[-3:]
+    assert states(run.study).count("FAIL") == 3
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failure_that_stays_ends_a_search_after_three_more_tries(
+    run: Run, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    failing = Failing(*range(1, 1000))
+    monkeypatch.setattr("nas.working.validate", failing)
+    (arch,) = run.space.sample(1, seed=4)
+    with ThreadPoolExecutor(jobs) as pool:
+        scoring = Scoring(run, 50, jobs=1 if jobs == 1 else pool)
+        with pytest.raises(RuntimeError, match="call 4"):
+            scoring.score([arch], "score", proposed=False)
+    assert failing.calls == 4
+    assert scoring.archive.waiting() == scoring.archive.running() == 0
+
+
+def test_a_machine_on_which_everything_fails_leaves_the_networks_to_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = Failing(*range(1, 1000))
+    monkeypatch.setattr("nas.working.validate", failing)
+    scoring = Scoring(run, 50)
+    archs = run.space.sample(6, seed=4)
+    with pytest.raises(RuntimeError, match="call 4"):
+        scoring.score(archs, "score", proposed=False)
+    assert (failing.calls, scoring.archive.waiting()) == (4, 6)
+    monkeypatch.setattr("nas.working.validate", validate)
+    assert [score.arch for score in scoring.score(archs, "score", proposed=False)] == archs
+
+
+def test_what_the_user_can_mend_is_not_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> tuple[float, int]:
+        raise UserError("the images are gone", allowed="Images", next_step="Bring them back")
+
+    monkeypatch.setattr("nas.working.validate", refuse)
+    scoring = Scoring(run, 50)
+    with pytest.raises(UserError, match="the images are gone"):
+        scoring.score(run.space.sample(2, seed=4), "score", proposed=False)
+    assert scoring.archive.waiting() == 2
+
+
+def test_a_worker_goes_on_after_a_failure_that_passes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    scoring = Scoring(run, 50, storage=storage)
+    archs = run.space.sample(3, seed=5)
+    scoring.archive.enqueue(archs, images=50, proposed=False)
+    monkeypatch.setattr("nas.working.validate", Failing(2))
+    assert nas.worker(run, storage=storage, idle=0.5) == 3
+    assert [score.arch for score in scoring.scores()] == archs
 
 
 def start_worker(run: Run, storage: str, *options: str) -> subprocess.Popen[str]:

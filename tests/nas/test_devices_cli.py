@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 import nas
 from latency_tables.energy import energy_meter
+from latency_tables.footprint import peak_memory
 from latency_tables.onnx_graph import build_onnx
+from nas.health import Check
+from search_spaces import UserError
 from tests.nas.test_cli import nas as run
 from tests.nas.test_cli import refused
 
@@ -90,7 +96,7 @@ def test_an_imported_table_can_be_searched_for_but_not_verified_on(finished: Pat
     found = run("search", finished, *arguments, *QUIET)
     assert found.returncode == 0, found.stderr
     assert len(json.loads(found.stdout)) >= 1
-    refused(run("verify", finished, "--device", "table://phone"), "is a table only")
+    refused(run("verify", finished, "--device", "table://phone"), "nothing here can reach table://phone")
     refused(run("search", finished, "--device", "table://tablet", "--force"), "does not exist", "table-import")
     refused(run("table-import", finished / "phone.csv", "--run", finished, "--name", "phone"), "there already")
 
@@ -104,6 +110,23 @@ def test_where_the_time_of_a_network_goes(finished: Path) -> None:
     refused(
         run("profile", *SPACE, "--device", "simulated", "--out", finished / "x.json", "--breakdown", "knee"), "without a run"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of memory")
+def test_peak_memory_is_told_by_a_process_that_finds_what_is_imported_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = tmp_path / "net.onnx", tmp_path / "seen"
+    path.write_bytes(build_onnx(space().lower(space().smallest)).SerializeToString())
+    (tmp_path / "sitecustomize.py").write_text(f"from pathlib import Path\nPath({str(seen)!r}).touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert peak_memory("onnxruntime-cpu", path) is not None
+    assert seen.exists()
+    path.write_bytes(b"no model")
+    with pytest.raises(UserError, match="cannot run"):
+        peak_memory("onnxruntime-cpu", path)
+    monkeypatch.setattr("latency_tables.footprint.LONGEST_S", 0.01)
+    assert peak_memory("onnxruntime-cpu", path) is None  # not known: what was timed is told all the same
 
 
 def test_what_a_model_costs(tmp_path: Path) -> None:
@@ -152,6 +175,31 @@ def test_doctor_checks_and_advises() -> None:
     assert all(check.advice for check in checks if check.status != "ok")
     assert run("doctor").returncode == 0
     assert json.loads(run("doctor", "--json").stdout)
+
+
+def test_doctor_looks_for_everything_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def packages() -> Check:
+        return next(check for check in nas.doctor() if check.name == "packages")
+
+    needed = [Requirement(text) for text in metadata.requires("hwnas") or []]
+    needed = [requirement for requirement in needed if requirement.marker is None]
+    assert len(needed) > 9
+    assert [requirement.name for requirement in needed if requirement.name not in packages().found] == []
+    real, gone = metadata.version, {"onnxruntime"}
+
+    def version(name: str) -> str:
+        if name in gone:
+            raise metadata.PackageNotFoundError(name)
+        return "1.27.0" if name == "onnxruntime-gpu" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
+    assert packages().status == "ok"
+    assert "onnxruntime-gpu 1.27.0" in packages().found
+    monkeypatch.setattr(metadata, "packages_distributions", dict)
+    gone.add("safetensors")
+    assert (packages().status, packages().found) == ("broken", "missing: onnxruntime, safetensors")
+    assert Requirement(shlex.split(packages().advice)[-1]).name == "safetensors"
 
 
 # ---- latency without tables -----------------------------------------------------------------------------------

@@ -15,8 +15,13 @@ import torch
 
 import nas
 from nas.own_models import find_model, read_choices
+from nas.pages.contents import read_contents
+from nas.pages.figure import figure, network_facts
 from search_spaces import UserError
-from supernets import ElasticSupernet
+from search_spaces.layers import Conv, GlobalPool, Linear
+from search_spaces.space import Position
+from supernets import ElasticSupernet, fused
+from tests.own_networks import Scaled, vit
 
 MODEL = """
 import torch
@@ -72,6 +77,13 @@ def test_the_whole_loop_from_the_folder_alone(folder: Path) -> None:
         onnx.checker.check_model(onnx.load(run / "exports" / export.file), full_check=True)
     verification = nas.verify(run)
     assert len(verification.networks) == len(front)
+    contents = read_contents(opened)
+    drawn = figure(contents)
+    assert drawn is not None
+    assert "scored" in {trace["meta"]["role"] for trace in drawn["data"]}
+    for facts in (network_facts(contents, row) for row in contents.rows):
+        assert [block["name"] for stage in facts["drawing"] for block in stage["blocks"] if block][:1] == ["stem"]
+        assert sum(part["share"] for part in facts["times"]) == pytest.approx(1)
     table = nas.LatencyTable.load(run / "tables" / "onnxruntime-cpu.json")
     space = nas.Run.open(run).space
     assert set(table.entries) == {layer.key for layer in space.layers()}
@@ -135,6 +147,56 @@ def test_constructors_without_a_file_need_the_space_again(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="does not remember where its networks come from"):
         nas.Run.open(tmp_path / "run").supernet()
     assert nas.Run.open(tmp_path / "run", space=space).supernet().classes == 4
+
+
+def test_parameters_outside_of_blocks_are_no_obstacle_to_a_profile(tmp_path: Path) -> None:
+    scaled = nas.elastic(Scaled, {"width": [4, 8], "depth": [1, 2]}, input_shape=(1, 28, 28))
+    rules = {"*.in_proj_*": fused(3)}
+    spaces = {
+        "scaled": scaled,
+        "vit": nas.elastic(vit, {"depth": [1, 2], "mlp_dim": [8, 16]}, input_shape=(3, 16, 16), rules=rules, block_level=2),
+    }
+    for name, space in spaces.items():
+        assert [layer for layer in space.layers() if not layer.in_shape], "nothing runs between the blocks"
+        table = nas.profile(space, device="simulated", out=tmp_path / f"{name}.json")
+        assert set(table.entries) == {layer.key for layer in space.layers()}
+        assert (table.estimate(space.sample(4)) > 0).all()
+        assert table.breakdown(space.largest)["ms"].sum() == pytest.approx(table.estimate(space.largest))
+        assert nas.LatencyTable.load(tmp_path / f"{name}.json").entries == table.entries
+    run = nas.train(nas.Supernet(scaled, seed=0), "fake:28x1x4", out=tmp_path / "run", epochs=1, seed=0)
+    assert len(nas.search(run, device="simulated", samples=4, points=2, generations=2, predictor="ridge", seed=0))
+
+
+def layered(norm_eps: float = 1e-5) -> nas.SearchSpace:
+    """A space of layers of one's own."""
+    return nas.SearchSpace(
+        {"width": [4, 8]},
+        name="layered",
+        parameters={"classes": 4, "channels": 1},
+        positions=[
+            Position("first", ("width",), lambda width: Conv(28, 1, width, 3, 2, "relu")),
+            Position("pool", ("width",), lambda width: GlobalPool(14, width)),
+            Position("classifier", ("width",), lambda width: Linear(1, width, 4)),
+        ],
+        shrink=("width",),
+        unkeyed=("classes", "channels"),
+        traits={"norm_eps": norm_eps, "norm_momentum": 0.1},
+    )
+
+
+def test_a_run_of_layers_of_ones_own_that_an_older_version_made_is_opened(tmp_path: Path) -> None:
+    nas.train(nas.Supernet(layered(), seed=0), "fake:28x1x4", out=tmp_path / "run", epochs=1, seed=0)
+    with pytest.raises(UserError, match="another space"):
+        nas.Run.open(tmp_path / "run", space=layered(norm_eps=1e-3))
+    file = tmp_path / "run" / "run.json"
+    value = json.loads(file.read_text())
+    for name in ("shrink", "unkeyed", "traits"):
+        del value["space"][name]
+    file.write_text(json.dumps(value))
+    assert nas.Run.open(tmp_path / "run", space=layered()).supernet().classes == 4
+    nas.train(nas.Supernet(layered(), seed=0), "fake:28x1x4", out=tmp_path / "run", epochs=1, seed=0)
+    with pytest.raises(UserError, match="classes = 7 asked of space 'layered', which was built with classes = 4"):
+        nas.Supernet(layered(), classes=7)
 
 
 def test_weights_are_a_part_of_the_run(folder: Path, tmp_path: Path) -> None:

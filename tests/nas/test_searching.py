@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import optuna
 import pytest
+import torch
 
 import nas
 from nas.archive import Archive, Score
@@ -443,6 +444,16 @@ def test_commands(run: Run, tables: dict[str, nas.LatencyTable]) -> None:
         result = command(*arguments)
         assert result.returncode == 2
         assert words in " ".join(result.stderr.split()), result.stderr
+
+
+def test_proxies_are_computed_on_the_processor_wherever_the_supernet_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    nas.score(run, samples=30, images=50)
+    proxies = ("snip", "naswot", "zen")
+    wanted = nas.accuracy_card(run, predictor="ridge", proxies=proxies)
+    supernet = run.supernet().to("meta")  # it stands for a GPU: weights that no generator of the processor can fill
+    monkeypatch.setattr(Run, "supernet", lambda _: supernet)
+    monkeypatch.setattr(torch.nn.Module, "cpu", lambda network: network.to_empty(device="cpu"))  # proxies fill them anew
+    assert nas.accuracy_card(run, predictor="ridge", proxies=proxies).ranks == wanted.ranks
 
 
 def test_report_card_beside_sizes_and_proxies(run: Run) -> None:

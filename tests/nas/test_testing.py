@@ -44,6 +44,7 @@ def test_families_conform(name: str) -> None:
 
 
 def test_a_space_of_ones_own_conforms() -> None:
+    check_rows(own(), samples=100)
     check_supernet(own())
     check_export(own())
     check_lowering(own(), samples=30)
@@ -61,6 +62,7 @@ def own(widths: tuple[int, ...] = (8, 12, 16), *, useless: bool = False) -> Sear
         },
         name="own",
         parameters={"classes": 5, "channels": 3},
+        unkeyed=("classes", "channels"),
         positions=[
             Position("first", ("width", "kernel[0]"), lambda width, kernel: Conv(8, 3, width, kernel, 1, "relu")),
             Position(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 import nas
+from nas.baselines import train_largest_alone
 from nas.cli.training import _own_device
 from nas.fidelity import kendall
 from nas.finetuning import deployed_network, find_network
@@ -19,6 +21,7 @@ from nas.recipes import load_recipe
 from nas.runs import Run
 from search_spaces import UserError
 from search_spaces.layers import Conv, GlobalPool, Linear
+from search_spaces.progress import SILENT
 from search_spaces.space import Position
 from supernets import ImageData, Interrupted, Ranks, evaluate
 from tests.nas.test_cli import nas as command
@@ -54,6 +57,15 @@ def test_a_run_keeps_its_whole_recipe_and_a_log(run: Run) -> None:
     assert run.settings["recipe"] == load_recipe("sandwich", epochs=2.0).to_dict()
     assert run.file("training/log.csv").read_text().startswith("step,epoch,phase,lr,loss")
     assert not run.file("training/checkpoint.good.safetensors").exists()
+
+
+def test_the_baseline_is_trained_where_the_run_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(supernet: nas.Supernet, *_: object, **__: object) -> None:
+        raise RuntimeError(str(next(supernet.parameters()).device))
+
+    monkeypatch.setattr("nas.baselines.train", look)
+    with pytest.raises(RuntimeError, match=r"^meta$"):  # it stands for a GPU
+        train_largest_alone(replace(run, torch_device="meta"), epochs=1.0, progress=SILENT)
 
 
 def test_a_run_of_an_older_version_opens_and_goes_on(run: Run, data: ImageData) -> None:

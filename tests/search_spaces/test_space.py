@@ -8,11 +8,33 @@ import numpy as np
 import pytest
 
 import search_spaces
-from search_spaces import Architecture, Choice, SearchSpace, UserError
+from search_spaces import Architecture, Choice, SearchSpace, UserError, completed
+from search_spaces.layers import Conv, GlobalPool, Linear
+from search_spaces.space import Position
 
 
-@pytest.fixture(params=[*search_spaces.FAMILIES, "plain"])
+def own() -> SearchSpace:
+    """A space of one's own with a network behind it, and with everything that its JSON has to say."""
+    return SearchSpace(
+        {"width": [8, 12], "kernel": Choice((3, 5), 2)},
+        name="mine",
+        parameters={"classes": 5, "channels": 3},
+        positions=[
+            Position("first", ("width", "kernel[0]"), lambda width, kernel: Conv(8, 3, width, kernel, 1, "relu")),
+            Position("second", ("width", "kernel[1]"), lambda width, kernel: Conv(8, width, width, kernel, 1, "relu")),
+            Position("pool", ("width",), lambda width: GlobalPool(8, width)),
+            Position("classifier", ("width",), lambda width: Linear(1, width, 5)),
+        ],
+        shrink=("kernel", "width"),
+        unkeyed=("classes", "channels"),
+        traits={"norm_eps": 1e-5, "norm_momentum": 0.1, "kernel_maps": 0},
+    )
+
+
+@pytest.fixture(params=[*search_spaces.FAMILIES, "plain", "own"])
 def space(request: pytest.FixtureRequest) -> SearchSpace:
+    if request.param == "own":
+        return own()
     if request.param == "plain":
         rules = (None, ("op_2", ("skip",)))
         return SearchSpace({"op_1": [0, 1, 2], "op_2": ["none", "skip"], "scale": Choice((0.5, 1.0), 2, rules)}, name="cells")
@@ -72,9 +94,38 @@ def test_space_json_round_trip(space: SearchSpace) -> None:
         twin = search_spaces.from_dict(json.loads(json.dumps(one.to_dict())))
         assert twin == one
         assert twin.key == one.key
+        assert (twin.shrink, twin.unkeyed, twin.traits) == (one.shrink, one.unkeyed, one.traits)
         assert twin.from_array(twin.sample_rows(20, np.random.default_rng(0))) == one.sample(20, seed=0)
         assert [g.options for g in twin.genes] == [g.options for g in one.genes]
         assert twin.count() == one.count()
+
+
+def test_only_a_space_of_ones_own_writes_what_a_family_knows() -> None:
+    later = {"shrink", "unkeyed", "traits"}
+    plain = SearchSpace({"op": [0, 1]}, name="cells")
+    for space in (plain, *map(search_spaces.build, search_spaces.FAMILIES)):
+        assert not later & space.to_dict().keys()
+    written = own().to_dict()
+    assert later <= written.keys()
+    before = {name: value for name, value in written.items() if name not in later}
+    assert completed(before, written) == written  # of an older version: it says nothing of them
+    assert completed({**before, "traits": {"norm_eps": 1.0}}, written) != written
+    assert completed(plain.to_dict(), plain.to_dict()) == plain.to_dict()
+
+
+@pytest.mark.parametrize("wrong", [{"shrink": "width"}, {"unkeyed": [1]}, {"traits": {"norm_eps": "small"}}, {"traits": []}])
+def test_json_of_ones_own_space_is_checked(wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="a search space is damaged"):
+        search_spaces.from_dict(own().to_dict() | wrong)
+
+
+def test_only_families_are_built_with_other_parameters() -> None:
+    space = own()
+    assert search_spaces.rebuild(space, classes=5, channels=None) is space
+    with pytest.raises(UserError, match=r"classes = 7 asked of space 'mine', .* with classes = 5.* Build it with classes = 7"):
+        search_spaces.rebuild(space, classes=7)
+    with pytest.raises(UserError, match=r"classes = 7, channels = 1 asked .* classes = 5, channels = 3"):
+        search_spaces.rebuild(space.restrict(width=[8]), classes=7, channels=1)
 
 
 def test_sampling_is_uniform_over_distinct_networks() -> None:
