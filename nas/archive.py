@@ -119,8 +119,16 @@ class Archive:
             raise UserError(
                 f"{self.place} holds scores of {stored['space']}, weights {stored['weights']}",
                 allowed=f"Scores of {identity['space']}, weights {identity['weights']}",
-                next_step=f"Remove {self.place} to score this supernet anew",
+                next_step=self._way_out(where, create),
             )
+
+    def _way_out(self, where: Path | str, create: bool) -> str:
+        """What to do about an archive of other weights, which may be other people's."""
+        if not create:
+            return "Copy the run folder of the machine that searches: its run.json and supernet.safetensors"
+        if isinstance(where, Path):  # the run's own file
+            return f"Remove {self.place} to score this supernet anew"
+        return "Name another database with --storage: this one belongs to another supernet"
 
     def close(self) -> None:
         """Close its connections; an archive that is used again opens new ones.

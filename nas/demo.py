@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latency_tables import open_device
 from nas import api
 from nas.baselines import Baseline, train_largest_alone
 from nas.beginning import data_line, sides, space_line
@@ -136,6 +137,7 @@ def run_demo(
         out: run folder; default ``runs/demo-NAME``.
     """
     budget = budget or Budget()
+    open_device(device)  # one that there is not is told before minutes are spent
     images = load_data(data, seed=seed)
     folder = Path(out) if out is not None else Path("runs") / f"demo-{images.name}"
     run, epochs = _train(images, folder, budget, seed, stop, progress)

@@ -89,14 +89,20 @@ class Place:
                 yield
         except UserError:
             raise
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"{self} needs the package {error.name}",
-                allowed="A driver for the database",
-                next_step="Install it: pip install 'hwnas[postgres]'",
-            ) from None
         except Exception as error:  # noqa: BLE001 (any of SQLAlchemy's and Optuna's errors on a damaged file)
             cause = error.__cause__ or error
+            if isinstance(cause, ImportError):
+                raise UserError(
+                    f"{self} needs the package {cause.name}",
+                    allowed="A driver for the database",
+                    next_step="Install it: pip install 'hwnas[postgres]'",
+                ) from None
+            if self.is_file and not (folder := Path(str(self)).absolute().parent).is_dir():
+                raise UserError(
+                    f"{self} cannot be made: there is no folder {folder}",
+                    allowed="A file in a folder that exists",
+                    next_step="Make the folder, or correct the path",
+                ) from None
             if self.is_file:
                 raise UserError(
                     f"{self} cannot be read as an archive of scores ({type(cause).__name__}: {_brief(cause)})",

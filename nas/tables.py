@@ -95,6 +95,11 @@ class Planned:
     networks: int
     minutes: float
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing would be measured."""
+        return not self.layers and not self.networks
+
 
 def planned_profile(
     space: SearchSpace,
@@ -114,14 +119,16 @@ def planned_profile(
     from latency_tables.profiling import CHUNK_NETWORKS, WHOLE_SECONDS, measured_part
 
     opened, amount, plan = open_device(device), Amount(), Plan()
-    path, known = table_path(out, opened.name), set[str]()
+    path, known, done = table_path(out, opened.name), set[str](), False
     if path is not None and path.exists():
         found = LatencyTable.load(path)
         found.check_same(opened.name, opened.fingerprint())
         known = {*found.entries, *found.interpolated}
+        done = found.quality is not None and found.covers(space)
     wanted = measured_part(space, resolutions).layers() if like is None else []
     missing = [layer for layer in wanted if layer.key not in known]
     networks = (amount.networks if networks is None else networks) + amount.held_out
+    networks = 0 if done and not missing else networks
 
     def lasting(macs: Sequence[int]) -> float:
         return sum(plan.rounds * 2 * max(plan.sample_ms * 1e-3, m / GUESSED_MACS) for m in macs)

@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from nas.archive import RETRIES, Archive, Claim
@@ -27,6 +28,7 @@ Jobs = int | Executor
 Found = tuple[float, int]  # accuracy, images
 
 POLL = 0.5  # seconds between looks at what other machines do
+TOLD = 20  # networks after which a worker says how many it has scored
 PATIENCE = 3600  # seconds without any finished evaluation anywhere
 
 
@@ -102,7 +104,8 @@ class Crew:
                     left = left if left > 0 else self._left()
                     continue
                 if not waited:
-                    self.progress.say(f"waiting     for {left} networks that other processes have to score")
+                    way = "" if self._most else f"; on any machine with a copy of the run: {self._worker()}"
+                    self.progress.say(f"waiting     for {left} networks that other processes have to score{way}")
                 waited = True
                 time.sleep(POLL)
                 self.archive.recover()
@@ -113,17 +116,33 @@ class Crew:
                     raise UserError(
                         f"no evaluation in {self.archive.place} was finished for an hour, {left} are left",
                         allowed="This process evaluates with --jobs 1 or more; workers evaluate wherever they run",
-                        next_step=f"Start a worker: nas worker {self.run.path} --storage URL",
+                        next_step=f"Start a worker: {self._worker()}",
                     )
+
+    def _worker(self) -> str:
+        """The command that scores what this process waits for."""
+        place = self.archive.place
+        own = place.is_file and Path(str(place)).resolve() == self.run.study.resolve()
+        url = "" if own else f" --storage {'sqlite:///' if place.is_file else ''}{place}"
+        return f"nas worker {self.run.path}{url}"
 
     def serve(self, idle: float) -> None:
         """Evaluate what comes until `stop`, or until there was nothing to do for so many seconds."""
+        self.progress.say(
+            f"worker      {self.archive.place}: {self._left()} networks to score; ends after {idle:g} s without any"
+        )
         last = time.monotonic()
+        said = 0
         with self._evaluating() as step:
-            while time.monotonic() - last <= idle and not (self.stop() and not self._flying):
+            while not (self.stop() and not self._flying):
                 if step():
                     last = time.monotonic()
+                    if self.scored >= said + TOLD:
+                        said = self.scored
+                        self.progress.say(f"worker      {said} networks scored")
                     continue
+                if time.monotonic() - last > idle:
+                    break
                 self.archive.check_version()
                 self.archive.recover()
                 time.sleep(POLL)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import socket
 import tempfile
 import time
@@ -86,6 +87,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with _held(folder):
             temporary = folder / path.name
             yield temporary
+            temporary.chmod(_usual_mode(folder))  # some writers keep theirs to themselves
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(path)
@@ -100,6 +102,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _usual_mode(folder: Path) -> int:
+    """The permissions that a new file gets; asking for the process's mask would have to change it."""
+    probe = folder / ".mode"
+    probe.touch()
+    return stat.S_IMODE(probe.stat().st_mode)
 
 
 @contextmanager

@@ -67,8 +67,14 @@ def profile(
     """
     from latency_tables import Amount, open_device
     from latency_tables import profile as run_profile
+    from nas.problems import whole_number
     from nas.tables import STORED, stored_table, table_path, writer_of
 
+    _check_numbers(seed)
+    if networks is not None:
+        whole_number("networks", networks, 2)  # a scale and an offset need two
+    if held_out is not None:
+        whole_number("held_out", held_out, 1)
     if device.startswith(STORED):
         return stored_table(device, out, space)
     opened = open_device(device, **options)

@@ -39,7 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-GROUPS = {"kit": "Measure a machine that cannot be reached from here: make a kit, run it there, import its results."}
+GROUPS = {"kit": ("Measure a machine out of reach by hand", "make a kit here, run it there, bring its results back.")}
 
 
 def _show_version(wanted: bool) -> None:
@@ -59,7 +59,6 @@ def _top(
 def _app() -> typer.Typer:
     made = typer.Typer(
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -69,7 +68,7 @@ def _app() -> typer.Typer:
         *group, last = name.split()
         if group and group[0] not in groups:
             groups[group[0]] = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-            made.add_typer(groups[group[0]], name=group[0], help=GROUPS[group[0]])
+            made.add_typer(groups[group[0]], name=group[0], help=": ".join(GROUPS[group[0]]), short_help=GROUPS[group[0]][0])
         # Whole sentences: typer would cut them at half a line.
         about = (inspect.getdoc(command) or "").partition("\n")[0].rstrip(".")
         (groups[group[0]] if group else made).command(last, short_help=about)(command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.options import AsJson, DeviceName, Force, Quiet, Seed, chosen_space
+from nas.cli.options import AsJson, DeviceName, Force, Quiet, Seed, chosen_space, finite
 from nas.cli.terminal import EXIT_BROKEN, TerminalProgress, print_json, show_table
 from search_spaces.errors import UserError
 
@@ -21,7 +21,7 @@ __all__ = ["devices", "doctor", "kit_import", "kit_make", "measure", "profile", 
 
 OptionalRun = Annotated[Path | None, typer.Argument(help="Run folder; its space is used, its tables folder filled.")]
 SpaceName = Annotated[str | None, typer.Option(help="A space without a run; see nas spaces.")]
-Width = Annotated[float | None, typer.Option(help="Width multiplier of --space.")]
+Width = Annotated[float | None, typer.Option(callback=finite, help="Width multiplier of --space.")]
 Resolution = Annotated[str | None, typer.Option(help="Input sizes of --space, e.g. 128,160,192,224.")]
 Measured = Annotated[int | None, typer.Option("--measured-sizes", help="Input sizes to measure; the others are interpolated.")]
 TableOut = Annotated[Path | None, typer.Option(help="Table file (.json) for --space.")]
@@ -38,7 +38,7 @@ def profile(
     measured_sizes: Measured = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, measure nothing.")] = False,
     like: Annotated[Path | None, typer.Option(help="Table (.json) of another device to fit to this one's networks.")] = None,
-    networks: Annotated[int | None, typer.Option(help="Whole networks to fit the correction on; default 20.")] = None,
+    networks: Annotated[int | None, typer.Option(min=2, help="Whole networks to fit the correction on; default 20.")] = None,
     breakdown: Annotated[str | None, typer.Option(help="Where the time of a network of the front goes: its id.")] = None,
     seed: Seed = 0,
     force: Force = False,
@@ -82,12 +82,22 @@ def _space_of(
             allowed="One of the two",
             next_step="Write RUN, or: --space ofa-mobilenet-v3 --out table.json",
         )
+    beside = {"--width": width, "--resolution": resolution, "--out": out}
+    if run is not None and (given := [name for name, value in beside.items() if value is not None]):
+        raise UserError(
+            f"{', '.join(given)} beside the run {run}",
+            allowed="A run has its own space, and its table goes to its own folder",
+            next_step="Leave it out, or write --space and --out instead of the run",
+        )
     return nas.Run.open(run).space if run is not None else chosen_space(str(space), width, None, resolution)
 
 
 def _show_plan(plan: Planned, as_json: bool) -> None:
     if as_json:
         print_json(dataclasses.asdict(plan))
+        return
+    if plan.complete:
+        typer.echo(f"{plan.device}: the table is complete, nothing would be measured; --force measures anew")
         return
     known = f", {plan.known} are known" if plan.known else ""
     between = f", {plan.interpolated} would be interpolated" if plan.interpolated else ""
@@ -194,21 +204,31 @@ def kit_make(
     out: Annotated[Path, typer.Option(help="Folder for the kit; new or empty.")] = Path("kit"),
     device: DeviceName = "onnxruntime-cpu",
     measured_sizes: Measured = None,
+    exports: Annotated[
+        bool, typer.Option("--exports", help="Time the run's exported files instead, for nas verify --kit.")
+    ] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write a folder that measures a space on a machine that cannot be reached from here."""
+    """Write a folder that measures a space, or a run's exported files, on a machine that cannot be reached from here."""
     import nas
 
-    kit = nas.make_kit(
-        _space_of(run, space, width, resolution, out), out=out, device=device, seed=seed, resolutions=measured_sizes
-    )
+    if exports:
+        if run is None:
+            raise UserError(
+                "--exports without a run", allowed="A run's exported files", next_step="Write: nas kit make RUN --exports"
+            )
+        kit = nas.make_verification_kit(run, out=out, on=device)
+    else:
+        chosen = _space_of(run, space, width, resolution, None, needs_out=False)
+        kit = nas.make_kit(chosen, out=out, device=device, seed=seed, resolutions=measured_sizes)
     if as_json:
         print_json({"kit": kit.id, "folder": str(out), "models": len(kit.names)})
         return
     typer.echo(f"{out}: {len(kit.names)} models")
     typer.echo(f"Copy it to the machine, run there: python3 run_kit.py, and bring results.json back into {out}.")
-    typer.echo(f"Next: nas kit import {out} {run or '--out table.json'} --name my-board")
+    after = f"nas verify {run} --kit {out}" if exports else f"nas kit import {out} {run or '--out table.json'} --name my-board"
+    typer.echo(f"Next: {after}")
 
 
 def kit_import(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +16,41 @@ from search_spaces.errors import UserError
 if TYPE_CHECKING:
     from search_spaces import SearchSpace
 
-__all__ = ["AsJson", "DeviceName", "Force", "Quiet", "RunFolder", "Seed", "TorchDevice", "chosen_space", "interruptible"]
+__all__ = [
+    "AsJson",
+    "DeviceName",
+    "Force",
+    "Quiet",
+    "RunFolder",
+    "Seed",
+    "TorchDevice",
+    "check_one",
+    "chosen_space",
+    "finite",
+    "interruptible",
+]
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder, as nas train-supernet made it.")]
 DeviceName = Annotated[str, typer.Option("--device", help="Device; see nas devices.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 TorchDevice = Annotated[str, typer.Option("--torch-device", help="Where torch runs networks: cpu, cuda, or cuda:1 ...")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
+def finite(value: float | None) -> float | None:
+    """For options: numbers that are none are refused."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+def check_one(first: str, given: object, second: str, other: object) -> None:
+    """Refuse two options that exclude each other."""
+    if given and other:
+        said = [name if value is True else f"{name} {value}" for name, value in ((first, given), (second, other))]
+        raise UserError(" and ".join(said), allowed="One of the two", next_step="Leave one out")
 
 
 @contextmanager

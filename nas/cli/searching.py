@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.options import AsJson, Force, Quiet, RunFolder, Seed, TorchDevice
+from nas.cli.options import AsJson, Force, Quiet, RunFolder, Seed, TorchDevice, finite
 from nas.cli.terminal import EXIT_INTERRUPTED, Stop, TerminalProgress, print_json, show_table
 from search_spaces.errors import UserError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["report_card", "score", "search", "spaces", "worker"]
 
 
-Jobs = Annotated[int, typer.Option(help="Networks scored at a time on this machine; 0 leaves them to workers.")]
+Jobs = Annotated[int, typer.Option(min=0, help="Networks scored at a time on this machine; 0 leaves them to workers.")]
 Storage = Annotated[str | None, typer.Option(help="Database shared with nas worker: postgresql://... or sqlite:///FILE.")]
 
 
@@ -52,7 +53,7 @@ def score(
         f"{len(scores)} scored subnets, {proposed} of them proposed by the strategy: validation accuracy "
         f"{min(accuracy):.1%} to {max(accuracy):.1%}, standard error at most {error:.1%}"
     )
-    typer.echo(f"Next: nas search {run}")
+    typer.echo(f"Next: nas search {run}{'' if device is None else f' --device {shlex.quote(device)}'}")
 
 
 def _score_facts(score: Score) -> dict[str, Any]:
@@ -73,7 +74,9 @@ def report_card(
         str,
         typer.Option(help="all, or some of grad_norm,plain,snip,grasp,fisher,synflow,jacob_cov,naswot,zen: zero-cost proxies."),
     ] = "",
-    tau: Annotated[float, typer.Option(help="Rank correlation (Kendall) to reach with more scores.")] = 0.9,
+    tau: Annotated[
+        float, typer.Option(min=-1, max=1, callback=finite, help="Rank correlation (Kendall) to reach with more scores.")
+    ] = 0.9,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -118,7 +121,7 @@ def worker(
     storage: Storage = None,
     jobs: Annotated[int, typer.Option(min=1, help="Networks scored at a time.")] = 1,
     torch_device: TorchDevice = "cpu",
-    idle: Annotated[float, typer.Option(help="End after so many seconds without work.")] = 300,
+    idle: Annotated[float, typer.Option(min=0, callback=finite, help="End after so many seconds without work.")] = 300,
     heartbeat: Annotated[int, typer.Option(min=1, help="Seconds between signs of life; two missed: lost.")] = 20,
     quiet: Quiet = False,
 ) -> None:
@@ -136,7 +139,10 @@ def worker(
 
 def search(
     run: RunFolder,
-    device: Annotated[list[str] | None, typer.Option(help="Device; see nas devices. May be repeated.")] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="See nas devices; may be repeated. Default: onnxruntime-cpu, with --resume the front's."),
+    ] = None,
     limit: Annotated[
         list[str] | None,
         typer.Option(help="Hard limit: latency=5ms, latency@DEVICE=5ms, params=4M ...; several budgets: latency=5ms,10ms."),

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.cli.options import AsJson, DeviceName, Force, Quiet, RunFolder, Seed
+from nas.cli.options import AsJson, Force, Quiet, RunFolder, Seed, check_one, finite
 from nas.cli.terminal import EXIT_BROKEN, TerminalProgress, print_json, show_table
-from search_spaces.errors import UserError
 
 __all__ = ["export", "report", "show_verification", "verify"]
 
+FrontDevice = Annotated[str | None, typer.Option("--device", help="Device; default: the (first) one of the front.")]
 Pick = Annotated[str | None, typer.Option(help="knee, best, fastest, latency=5ms, or an id; default: the whole front.")]
 
 
@@ -21,6 +21,7 @@ def export(
     run: RunFolder,
     pick: Pick = None,
     everything: Annotated[bool, typer.Option("--all", help="Every network of the front; the default without --pick.")] = False,
+    arch: Annotated[str | None, typer.Option(help="A network that may be off the front: id, largest or smallest.")] = None,
     opset: Annotated[int, typer.Option(help="Of ONNX's operators; the default loads in runtimes of 2022 and later.")] = 17,
     ir_version: Annotated[int | None, typer.Option(help="Of the file; default: the oldest that knows the opset.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images per run; default: any number.")] = None,
@@ -34,13 +35,13 @@ def export(
     """Export networks of the front as ONNX and plain PyTorch files, and prove each one against torch on the test images."""
     import nas
 
-    if everything and pick is not None:
-        raise UserError(
-            f"--all and --pick {pick}", allowed="One of them: all networks, or the one picked", next_step="Leave one out"
-        )
+    check_one("--all", everything, "--pick", pick)
+    check_one("--all", everything, "--arch", arch)
+    check_one("--pick", pick, "--arch", arch)
     exports = nas.export(
         run,
         pick=pick,
+        arch=arch,
         opset=opset,
         ir_version=ir_version,
         batch=batch,
@@ -66,7 +67,8 @@ def export(
         typer.echo(f"error: {run / 'exports' / item.file} is not proven: {why}", err=True)
     if unproven:
         raise typer.Exit(EXIT_BROKEN)
-    typer.echo(f"Next: nas verify {run}", err=True)
+    rest = "the rest with nas export, then " if pick is not None or arch is not None else ""
+    typer.echo(f"Next: {rest}nas verify {run}", err=True)
 
 
 def quantize(
@@ -74,7 +76,8 @@ def quantize(
     pick: Pick = None,
     images: Annotated[int | None, typer.Option(help="Training images for calibration, at most; default 512.")] = None,
     max_loss: Annotated[
-        float | None, typer.Option(help="Accuracy in % that INT8 may cost; beyond it layers stay in float. Default 1.")
+        float | None,
+        typer.Option(callback=finite, help="Accuracy in % that INT8 may cost; beyond it layers stay in float. Default 1."),
     ] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure what each layer costs alone.")] = False,
     aware: Annotated[
@@ -119,18 +122,27 @@ def quantize(
 
 
 def verify(
-    run: RunFolder, device: DeviceName = "onnxruntime-cpu", seed: Seed = 0, as_json: AsJson = False, quiet: Quiet = False
+    run: RunFolder,
+    device: FrontDevice = None,
+    kit: Annotated[
+        Path | None, typer.Option(help="Folder of nas kit make --exports that was run on the device by hand.")
+    ] = None,
+    results: Annotated[Path | None, typer.Option(help="Results elsewhere than in the kit.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure the exported networks on the device and on the test images: promised against verified."""
     import nas
 
-    _finish(run, nas.verify(run, device=device, seed=seed, progress=TerminalProgress(quiet=quiet)), as_json)
+    progress = TerminalProgress(quiet=quiet)
+    _finish(run, nas.verify(run, device=device, kit=kit, results=results, seed=seed, progress=progress), as_json)
 
 
 def compare(
     run: RunFolder,
     files: Annotated[list[Path], typer.Argument(help="ONNX files.")],
-    device: DeviceName = "onnxruntime-cpu",
+    device: FrontDevice = None,
     seed: Seed = 0,
     force: Force = False,
     as_json: AsJson = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nas.beginning import data_line, notes, space_line
-from nas.cli.options import AsJson, Quiet, RunFolder, Seed, TorchDevice, interruptible
+from nas.cli.options import AsJson, Quiet, RunFolder, Seed, TorchDevice, check_one, finite, interruptible
 from nas.cli.terminal import TerminalProgress, print_json, show_table
 from search_spaces.errors import UserError
 from search_spaces.progress import duration
@@ -27,23 +27,25 @@ def train_supernet(
         typer.Option(help="digits, fashion-mnist, cifar10:PATH, cifar100:PATH, folder:PATH, parquet:PATH, npz:PATH, fake."),
     ] = None,
     space: Annotated[str | None, typer.Option(help="Search space, see nas spaces; default: small-mobilenet.")] = None,
-    width: Annotated[float | None, typer.Option(help="Width multiplier of the space.")] = None,
+    width: Annotated[float | None, typer.Option(callback=finite, help="Width multiplier of the space.")] = None,
     resolution: Annotated[str | None, typer.Option(help="Input sizes, e.g. 24,28,32; default: the space's.")] = None,
     model: Annotated[str | None, typer.Option(help="Networks of your own: FILE.py:FUNCTION. The file is run.")] = None,
     choices: Annotated[Path | None, typer.Option(help="TOML file with the choices of --model.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Checkpoint of the largest network to start from.")] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="progressive (default), quick, sandwich, attentive, alpha-divergence, single, or a TOML file."),
+        typer.Option(help="progressive (default), quick, sandwich, attentive, alpha-divergence, or a TOML file."),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Epochs of all phases together; default: the recipe's.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(callback=finite, help="Epochs of all phases together; default: the recipe's.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=2, help="Images a step; default: the recipe's.")] = None,
     augment: Annotated[bool | None, typer.Option(help="Shift, crop and mirror images; not worth it for few epochs.")] = None,
     mirror: Annotated[bool | None, typer.Option(help="Mirror, too; not where left and right differ: text, signs.")] = None,
     torch_device: TorchDevice = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the phases, their time and memory.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="TensorBoard scalars beside the CSV log.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Of everything random; default: 0.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random; default: 0.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -130,9 +132,11 @@ def _own_device(name: str, ranks: Ranks) -> str:
 
 def finetune(
     run: RunFolder,
-    pick: Annotated[str, typer.Option(help="Of the front: knee, best, fastest, latency=5ms, or an id.")] = "knee",
-    arch: Annotated[str | None, typer.Option(help="Instead: id of a scored network, largest or smallest.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Default: the recipe's.")] = None,
+    pick: Annotated[
+        str | None, typer.Option(help="Of the front: knee (default), best, fastest, latency=5ms, or an id.")
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="Instead of --pick: id of a scored network, largest or smallest.")] = None,
+    epochs: Annotated[float | None, typer.Option(callback=finite, help="Default: the recipe's.")] = None,
     recipe: Annotated[str, typer.Option(help="finetune, finetune-distilled, or a TOML file.")] = "finetune",
     torch_device: TorchDevice = "cpu",
     as_json: AsJson = False,
@@ -144,18 +148,20 @@ def finetune(
     progress = TerminalProgress(quiet=quiet)
     with interruptible(progress) as stop:
         opened = nas.Run.open(run, torch_device=torch_device)
-        path = nas.finetune(opened, pick=pick, arch=arch, epochs=epochs, recipe=recipe, stop=stop, progress=progress)
+        check_one("--pick", pick, "--arch", arch)
+        chosen: dict[str, Any] = {"pick": pick or "knee", "arch": arch}
+        path = nas.finetune(opened, **chosen, epochs=epochs, recipe=recipe, stop=stop, progress=progress)
     if as_json:
         print_json({"weights": str(path), "network": path.stem})
     else:
-        typer.echo(f"{path}\nNext: nas export {run} --pick {path.stem}")
+        typer.echo(f"{path}\nNext: nas export {run} --arch {path.stem}")
 
 
 def rank_check(
     run: RunFolder,
-    epochs: Annotated[float, typer.Option(help="Epochs that each network is trained alone.")],
+    epochs: Annotated[float, typer.Option(callback=finite, help="Epochs that each network is trained alone.")],
     k: Annotated[int, typer.Option("--k", help="Networks, from the smallest to the largest.")] = 8,
-    images: Annotated[int, typer.Option(help="Validation images per score, at most.")] = 2000,
+    images: Annotated[int, typer.Option(min=1, help="Validation images per score, at most.")] = 2000,
     torch_device: TorchDevice = "cpu",
     seed: Seed = 0,
     as_json: AsJson = False,

@@ -182,6 +182,42 @@ def test_archives_of_before_are_read(tmp_path: Path, space: SearchSpace) -> None
     assert archive(path, space).scores() == [Score(arch, 0.5, 10)]
 
 
+def test_a_driver_or_a_folder_that_is_missing_is_named(
+    tmp_path: Path, space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
+        archive(f"sqlite:///{tmp_path / 'nowhere' / 'x.db'}", space)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UserError, match="needs the package psycopg") as told:
+        archive("postgresql://bob:s3cret@localhost:1/x", space)
+    assert told.value.next_step == "Install it: pip install 'hwnas[postgres]'"
+    assert "s3cret" not in str(told.value)
+
+
+def test_a_worker_says_what_it_does_and_a_search_how_to_start_one(run: Run, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Told:
+        def start(self, *_: object) -> None: ...
+        def advance(self, *_: object) -> None: ...
+        def stop(self) -> None: ...
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    with Archive(url, run.space, weights=run.weights_hash()) as shared:
+        shared.lead()
+        shared.enqueue(run.space.sample(21, seed=0), images=10, proposed=False)
+        waiting = Crew(run, shared, 0, progress=Told())
+        assert waiting._worker() == f"nas worker {run.path} --storage {url}"
+    with Archive(run.study, run.space, weights=run.weights_hash()) as own:
+        assert Crew(run, own, 0)._worker() == f"nas worker {run.path}"
+    assert nas.worker(run, storage=url, idle=0.0, progress=Told()) == 21
+    assert said[0].startswith("worker      ")
+    assert "21 networks to score; ends after 0 s without any" in said[0]
+    assert said[1] == "worker      20 networks scored"
+
+
 def test_it_is_plain_optuna(tmp_path: Path, space: SearchSpace) -> None:
     mine = archive(tmp_path / "study.db", space)
     arch = space.sample(1, seed=0)[0]
@@ -197,8 +233,15 @@ def test_it_is_plain_optuna(tmp_path: Path, space: SearchSpace) -> None:
 def test_what_does_not_belong_is_refused(tmp_path: Path, space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "study.db"
     archive(path, space).lead()
-    with pytest.raises(UserError, match="weights w"):
-        archive(path, space, weights="other")
+    # What to do about it depends on whose it is: only the run's own file is ever said to be in the way.
+    for where, options, advice in (
+        (path, {}, f"Remove {path}"),
+        (f"sqlite:///{path}", {}, "Name another database"),
+        (f"sqlite:///{path}", {"create": False}, "Copy the run folder of the machine that searches"),
+    ):
+        with pytest.raises(UserError, match="weights w") as told:
+            archive(where, space, weights="other", **options)
+        assert advice in told.value.next_step
     with pytest.raises(UserError, match="holds scores of small-mobilenet"):
         archive(path, search_spaces.build("small-mobilenet", width=0.5, image=28, channels=1))
     monkeypatch.setattr("nas.archive.made_by", lambda: "hwnas 99.0")

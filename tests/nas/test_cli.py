@@ -6,17 +6,20 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
 from unittest import mock
 
 import pytest
 
 from nas.cli import main
+from nas.cli.commands import COMMANDS
 from nas.demo import Budget, DemoResult
 from search_spaces.artifacts import file_hash
 
@@ -263,3 +266,89 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path: Path)
     assert again.returncode == 0, again.stderr
     assert (out / "supernet.safetensors").exists()
     assert "trained already" in nas(*arguments).stderr
+
+
+def numeric_options() -> list[tuple[str, str]]:
+    """Every option of every command that takes a number."""
+    found = []
+    for name, command in COMMANDS.items():
+        for parameter, hint in get_type_hints(command, include_extras=True).items():
+            kinds = {hint.__origin__, *get_args(hint.__origin__)} if get_origin(hint) is Annotated else set()
+            if kinds & {int, float}:
+                (info,) = hint.__metadata__
+                found.append((name, info.param_decls[0] if info.param_decls else f"--{parameter.replace('_', '-')}"))
+    return found
+
+
+NEEDED = {  # what a command wants beside its run
+    "train-supernet": ("--out", "new", "--data", "fake", "--epochs", "1"),
+    "demo": ("--out", "new", "--data", "fake", "--device", "simulated"),
+    "rank-check": ("RUN", "--epochs", "1"),
+    "search": ("RUN", "--resume"),
+    "measure": ("model.onnx",),
+    "table-import": ("layers.csv", "--space", "small-mobilenet", "--out", "t.json"),
+    "kit make": ("--space", "small-mobilenet", "--out", "kit"),
+    "profile": ("--space", "small-mobilenet", "--out", "t.json", "--device", "simulated"),
+}
+FROM_MINUS_ONE = {("report-card", "--tau")}
+
+
+@pytest.mark.parametrize("value", ["-1", "nan"])
+@pytest.mark.parametrize(("command", "option"), numeric_options())
+def test_numbers_that_make_no_sense_are_one_error(
+    demo: DemoResult, tmp_path: Path, command: str, option: str, value: str
+) -> None:
+    if value == "-1" and (command, option) in FROM_MINUS_ONE:
+        pytest.skip("a rank correlation may be -1")
+    (tmp_path / "layers.csv").write_text("layer,ms\n")
+    shutil.copy(next((demo.run / "exports").glob("*.onnx")), tmp_path / "model.onnx")
+    words = [str(demo.run) if word == "RUN" else word for word in NEEDED.get(command, ("RUN",))]
+    result = nas(*command.split(), *words, option, value, cwd=tmp_path)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert value in result.stderr or option in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_options_beside_a_run_that_it_has_itself(finished: Path, tmp_path: Path) -> None:
+    for more in (("--width", 0.5), ("--resolution", "32"), ("--out", "x.json"), ("--out", "x.json", "--dry-run")):
+        refused(nas("profile", finished, "--device", "simulated", *more, cwd=tmp_path), "beside the run")
+    (tmp_path / "l.csv").write_text("layer,ms\n")
+    refused(nas("table-import", "l.csv", "--run", finished, "--out", "y.json", cwd=tmp_path), "--out beside the run")
+    refused(nas("finetune", finished, "--pick", "knee", "--arch", "largest"), "--pick knee and --arch largest")
+    refused(nas("kit", "make", "--space", "small-mobilenet", "--exports", cwd=tmp_path), "--exports without a run")
+
+
+def test_a_demo_of_no_device_ends_before_it_begins(tmp_path: Path) -> None:
+    refused(nas("demo", "--device", "foo", "--out", tmp_path / "run"), "unknown device 'foo'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_complete_table_plans_nothing(finished: Path) -> None:
+    done = nas("profile", finished, "--dry-run")
+    assert "nothing would be measured" in done.stdout
+    plan = json.loads(nas("profile", finished, "--dry-run", "--json").stdout)
+    assert (plan["layers"], plan["networks"], plan["minutes"]) == (0, 0, 0)
+    assert json.loads(nas("profile", finished, "--dry-run", "--force", "--json").stdout)["networks"] > 0
+
+
+def test_what_comes_next_can_be_done(finished: Path) -> None:
+    """The commands that commands end with: with their device, and first what is missing."""
+    tuned = nas("finetune", finished, "--arch", "largest", "--epochs", 0.3)
+    assert tuned.returncode == 0, tuned.stderr
+    following = tuned.stdout.rpartition("Next: nas ")[2].split()
+    assert following[:3] == ["export", str(finished), "--arch"]
+    exported = nas(*following)
+    assert exported.returncode == 0, exported.stderr
+    assert "the rest with nas export" in exported.stderr
+    scored = nas("score", finished, "--device", "onnxruntime-cpu", "--n", 24)
+    assert scored.stdout.rstrip().endswith(f"Next: nas search {finished} --device onnxruntime-cpu")
+
+
+def test_every_file_of_a_run_can_be_read_by_whom_the_others_can(finished: Path) -> None:
+    modes = {path.stat().st_mode & 0o777 for path in finished.rglob("*") if path.is_file() and not path.name.startswith(".")}
+    assert len(modes) == 1, {path: oct(path.stat().st_mode) for path in finished.rglob("*") if path.is_file()}
+
+
+def test_completion_is_there() -> None:
+    assert "complete" in nas("--show-completion", "bash").stdout

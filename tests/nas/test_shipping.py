@@ -15,6 +15,7 @@ import pytest
 
 import nas
 from latency_tables import open_device
+from latency_tables.kit import read_kit
 from nas import quantising
 from nas.demo import DemoResult
 from nas.exporting import read_export
@@ -23,6 +24,7 @@ from nas.quantising import LayerLoss, read_quantised
 from nas.runs import Run
 from nas.verification import Excess, Timed, Verification, Verified, excess_of
 from search_spaces import UserError
+from tests.nas.test_cli import nas as command
 
 
 @pytest.fixture(scope="module")
@@ -389,12 +391,15 @@ def test_a_machine_that_is_out_of_reach_verifies_by_a_kit(finished: Path, tmp_pa
     nas.quantize(finished, pick="fastest", images=32)
     with pytest.raises(UserError, match=r"kit make .* --exports"):
         nas.verify(finished)
-    kit = nas.make_verification_kit(finished, out=tmp_path / "kit")
+    done = command("kit", "make", finished, "--exports", "--out", tmp_path / "kit")
+    assert done.stdout.rstrip().endswith(f"Next: nas verify {finished} --kit {tmp_path / 'kit'}")
+    kit = read_kit(tmp_path / "kit")
     run = Run.open(finished)
     with pytest.raises(UserError, match="there are no results"):
         nas.verify(finished, kit=tmp_path / "kit")
     run_there(tmp_path / "kit")
-    found = nas.verify(finished, kit=tmp_path / "kit")
+    assert command("verify", finished, "--kit", tmp_path / "kit", "--json").returncode == 0
+    found = Verification.load(finished / "verified.json")
     front = nas.ParetoFront.load(finished / "front.json")
     assert found.device == "table://board"
     assert [row.id for row in found.networks] == [point.arch.id for point in front]
