@@ -38,7 +38,7 @@ def test_one_linear_layer_has_closed_forms(batch: tuple[Tensor, Tensor]) -> None
     assert score("grad_norm") == pytest.approx(float(gradient.norm()), rel=1e-5)
     outputs = x @ weight.T
     assert score("fisher") == pytest.approx(float(0.5 * ((outputs * error / len(x)) ** 2).mean(0).sum()), rel=1e-5)
-    assert score("synflow") == pytest.approx(float(np.log(weight.abs().sum().double())), rel=1e-6)  # last: all positive now
+    assert score("synflow") == pytest.approx(np.log(float(weight.abs().sum().double())), rel=1e-6)  # last: all positive now
 
 
 def test_grasp_is_the_hessian_of_the_loss(batch: tuple[Tensor, Tensor]) -> None:
