@@ -54,7 +54,7 @@ DEVICES: Mapping[str, _Entry] = {
     ),
     "mnn-cpu": _Entry("latency_tables.mnn_cpu:open_mnn", "MNN", ("MNN",), "pip install 'hwnas[mnn]'", "fp32"),
     "torch-cpu": _Entry(_TORCH_HOME, "torch", ("torch",), "pip install torch", "fp32, bf16; eager"),
-    "torch-cuda": _Entry(_TORCH_HOME, "torch", ("torch",), "install a CUDA build of torch", "fp32, tf32, fp16, bf16; a CUDA graph"),
+    "torch-cuda": _Entry(_TORCH_HOME, "torch", ("torch",), "install a CUDA build of torch", "fp32, tf32, fp16, bf16; graphs"),
     "simulated": _Entry(
         "latency_tables.simulated:open_simulated",
         "onnx",

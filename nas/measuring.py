@@ -12,6 +12,7 @@ from latency_tables import Candidate, Measurement, Plan, open_device
 from latency_tables.footprint import peak_memory
 from latency_tables.stopwatch import Failure
 from nas.onnx_files import Signature
+from nas.problems import whole_number
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
@@ -53,6 +54,7 @@ def measure(model: str | Path, *, device: str = "onnxruntime-cpu", seed: int = 0
     Raises:
         UserError: no such file, an unknown device, or a model that the device cannot run.
     """
+    whole_number("seed", seed, 0)
     path = Path(model)
     if not path.is_file():
         raise UserError(f"{path} does not exist", allowed="An ONNX file", next_step="Export one with: nas export RUN")

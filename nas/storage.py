@@ -92,8 +92,9 @@ class Place:
         except Exception as error:  # noqa: BLE001 (any of SQLAlchemy's and Optuna's errors on a damaged file)
             cause = error.__cause__ or error
             if isinstance(cause, ImportError):
+                needed = cause.name or f"psycopg with its library ({_brief(cause)})"
                 raise UserError(
-                    f"{self} needs the package {cause.name}",
+                    f"{self} needs the package {needed}",
                     allowed="A driver for the database",
                     next_step="Install it: pip install 'hwnas[postgres]'",
                 ) from None

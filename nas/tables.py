@@ -19,11 +19,22 @@ if TYPE_CHECKING:
     from latency_tables.kit import Kit
     from latency_tables.profiling import Writer
 
-__all__ = ["STORED", "import_kit", "import_table", "make_kit", "planned_profile", "stored_table", "table_path", "writer_of"]
+__all__ = [
+    "STORED",
+    "check_amount",
+    "import_kit",
+    "import_table",
+    "make_kit",
+    "planned_profile",
+    "stored_table",
+    "table_path",
+    "writer_of",
+]
 
 GUESSED_MACS = 2e10  # a second
 LOAD_S = 0.01  # of a model
 STORED = "table://"  # a device that is only a table
+FEWEST_FITTED, FEWEST_HELD_OUT = 3, 2  # whole networks: a model of energy has three terms, an error needs two
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -77,6 +88,19 @@ def stored_table(device: str, out: str | Path | None, space: SearchSpace) -> Lat
     return table.bind(space)
 
 
+def check_amount(networks: int | None, held_out: int | None = None) -> None:
+    """Refuse fewer whole networks than a correction and a model of energy need; None is the usual number.
+
+    Raises:
+        UserError: as said.
+    """
+    from nas.problems import whole_number
+
+    for name, number, least in (("networks", networks, FEWEST_FITTED), ("held_out", held_out, FEWEST_HELD_OUT)):
+        if number is not None:
+            whole_number(name, number, least)
+
+
 @dataclass(frozen=True)
 class Planned:
     """What a profile would do.
@@ -113,18 +137,19 @@ def planned_profile(
     """What `nas.profile` would measure, without measuring anything.
 
     Raises:
-        UserError: an unknown device, or a table of another device or machine at ``out``.
+        UserError: as `nas.profile`: an unknown device, too few networks, or a table of another device or machine at ``out``.
     """
     from latency_tables import Amount, LatencyTable, Plan, open_device
     from latency_tables.profiling import CHUNK_NETWORKS, WHOLE_SECONDS, measured_part
 
+    check_amount(networks)
     opened, amount, plan = open_device(device), Amount(), Plan()
     path, known, done = table_path(out, opened.name), set[str](), False
     if path is not None and path.exists():
         found = LatencyTable.load(path)
         found.check_same(opened.name, opened.fingerprint())
         known = {*found.entries, *found.interpolated}
-        done = found.quality is not None and found.covers(space)
+        done = found.correction is not None and found.covers(space)
     wanted = measured_part(space, resolutions).layers() if like is None else []
     missing = [layer for layer in wanted if layer.key not in known]
     networks = (amount.networks if networks is None else networks) + amount.held_out
@@ -134,7 +159,7 @@ def planned_profile(
         return sum(plan.rounds * 2 * max(plan.sample_ms * 1e-3, m / GUESSED_MACS) for m in macs)
 
     layers = lasting([(1 + 3 * (layer.in_shape == layer.out_shape)) * layer.macs for layer in missing])
-    wholes = lasting([space.macs(space.largest)] * networks)  # measured twice, on average half the largest
+    wholes = networks * lasting([space.macs(space.largest)])  # measured twice, on average half the largest
     wholes = max(wholes, 2 * math.ceil(networks / CHUNK_NETWORKS) * WHOLE_SECONDS)
     seconds = layers + wholes + LOAD_S * (len(missing) + networks)
     interpolated = len(space.layers()) - len(wanted) if resolutions and like is None else 0
@@ -159,7 +184,9 @@ def make_kit(
     from latency_tables.by_hand import make_kit as write_kit
     from latency_tables.devices import parse_device
     from latency_tables.profiling import Amount
+    from nas.problems import whole_number
 
+    whole_number("seed", seed, 0)
     kind, options = parse_device(device)
     amount = Amount(resolutions=resolutions)
     return write_kit(space, Path(out), kind=kind, options=options, seed=seed, amount=amount, writer=writer_of(space))

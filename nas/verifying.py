@@ -21,13 +21,14 @@ from nas.onnx_files import Signature, check_batch, outputs
 from nas.pareto import ParetoFront, Point
 from nas.quantising import read_quantised
 from nas.runs import Run
+from nas.tables import STORED
 from nas.verification import Timed, Verification, Verified, excess_of, wilson_interval
 from search_spaces.artifacts import file_hash
 from search_spaces.errors import UserError
 from search_spaces.progress import Progress
 from supernets import Examples, ImageData, Split
 
-__all__ = ["verification_kit", "verify_by_kit", "verify_run"]
+__all__ = ["next_command", "verification_kit", "verify_by_kit", "verify_run"]
 
 ROUNDS = 40
 SECONDS = 5.0  # at least: neighbours come and go within seconds
@@ -130,12 +131,12 @@ def _everyone(run: Run, device: str) -> tuple[ParetoFront, dict[str, str], list[
             allowed=f"A front for {device}",
             next_step=f"Verify on that device, or search again: nas search {run.path} --device {device} --force",
         )
-    missing = [point.arch.id for point in front if not (run.exports / f"{point.arch.id}.json").exists()]
+    exported, missing = _exported(run, front)
     if missing:
         raise UserError(
             f"{len(missing)} of the front's {len(front)} networks are not exported",
             allowed="All of them are measured in the same rounds",
-            next_step=f"Export them: nas export {run.path}",
+            next_step=f"Export them: {_export_rest(run, like=exported[0] if exported else None)}",
         )
     own = {front.own_name(f"{kind}@{device}"): kind for kind in OF_DEVICES}
     exports = [read_export(run, point.arch.id) for point in front]
@@ -143,6 +144,36 @@ def _everyone(run: Run, device: str) -> tuple[ParetoFront, dict[str, str], list[
     twins = [_twin(run, export) for export in exports]
     baselines = [_baseline(run, baseline) for baseline in read_baselines(run)]
     return front, own, [*networks, *(twin for twin in twins if twin is not None), *baselines]
+
+
+def _exported(run: Run, front: ParetoFront) -> tuple[list[str], list[str]]:
+    """Ids of the front's networks that are exported, and of the others."""
+    ids = [point.arch.id for point in front]
+    there = {name for name in ids if (run.exports / f"{name}.json").exists()}
+    return [name for name in ids if name in there], [name for name in ids if name not in there]
+
+
+def _export_rest(run: Run, *, like: str | None) -> str:
+    """The command that exports the rest of the front, in the format of an export that is there: another one is refused."""
+    return f"nas export {run.path}{'' if like is None else read_export(run, like).options}"
+
+
+def next_command(run: Run, exported: str) -> str:
+    """What has to be run to verify a run of which some networks are exported: all of its front come first.
+
+    Args:
+        exported: id of a network that is, whose format the others get.
+
+    Raises:
+        UserError: the front or this export is damaged.
+    """
+    if not run.file("front.json").exists():
+        return f"nas search {run.path}"
+    front = ParetoFront.load(run.file("front.json"))
+    _, missing = _exported(run, front)
+    reached = not str(front.provenance["device"]).startswith(STORED)
+    verify = f"nas verify {run.path}" if reached else f"nas kit make {run.path} --exports --out FOLDER"
+    return f"{_export_rest(run, like=exported)}, then: {verify}" if missing else verify
 
 
 def _network(run: Run, point: Point, export: Export, own: Mapping[str, str]) -> _Candidate:

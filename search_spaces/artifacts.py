@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping

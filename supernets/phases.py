@@ -85,10 +85,12 @@ def _stages(recipe: Recipe, space: SearchSpace) -> list[tuple[str, str, SearchSp
             continue
         named = choice if choice in recipe.phases else "other"
         if named not in recipe.phases:
+            alone = set(recipe.phases) == {"full"}
+            instead = "; or take a recipe for a whole space: progressive, quick, sandwich" if alone else ""
             raise UserError(
                 f"recipe '{recipe.name}' has no phase for the choice '{choice}' of {space.key}",
-                allowed=f"Its phases: {', '.join(recipe.phases)}",
-                next_step=f"Add a table [phases.{choice}] or [phases.other]",
+                allowed=f"Its phases: {', '.join(recipe.phases)}{', which trains one network alone' if alone else ''}",
+                next_step=f"Add a table [phases.{choice}] or [phases.other]{instead}",
             )
         settings = recipe.phases[named]
         counts = range(2, most + 1) if settings.stepwise else [most]

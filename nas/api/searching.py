@@ -60,21 +60,19 @@ def profile(
     Args:
         out: a run folder (the table goes to its ``tables``) or a ``.json`` file; a table that is there already is
             completed, not measured again. None keeps the table in memory.
+        networks: whole networks that the correction and the model of energy are fitted on, 3 or more; default 20.
+        held_out: further ones that both are judged on, 2 or more; default 16.
         options: of the device, e.g. ``threads=1``.
 
     Raises:
-        UserError: an unknown device, or a table of another device or machine at ``out``.
+        UserError: an unknown device, too few networks, or a table of another device or machine at ``out``.
     """
     from latency_tables import Amount, open_device
     from latency_tables import profile as run_profile
-    from nas.problems import whole_number
-    from nas.tables import STORED, stored_table, table_path, writer_of
+    from nas.tables import STORED, check_amount, stored_table, table_path, writer_of
 
     _check_numbers(seed)
-    if networks is not None:
-        whole_number("networks", networks, 2)  # a scale and an offset need two
-    if held_out is not None:
-        whole_number("held_out", held_out, 1)
+    check_amount(networks, held_out)
     if device.startswith(STORED):
         return stored_table(device, out, space)
     opened = open_device(device, **options)
@@ -114,6 +112,7 @@ def score(
     from nas.searching import Scoring, score_run
 
     _check_numbers(seed, images=images)
+    _check_jobs(jobs, least=0)
     opened = Run.of(run)
     tables = {} if device is None else {device: _table(opened, device, progress)}
     goal = make_goal(opened.space, tables, ("accuracy", "macs" if device is None else "latency"), {})
@@ -138,10 +137,12 @@ def accuracy_card(
         tau: the rank correlation (Kendall) to reach with more scores.
 
     Raises:
-        UserError: an unknown name, or fewer than 30 scores.
+        UserError: an unknown name, a ``tau`` that is none, or fewer than 30 scores.
     """
     from nas.judging import judge
 
+    if not -1 <= tau <= 1:
+        raise UserError(f"tau={tau!r}", allowed="A rank correlation: -1 to 1", next_step="Give for example tau=0.9")
     return judge(Run.of(run), predictor=predictor, proxies=tuple(proxies), tau=tau, progress=progress)
 
 
@@ -169,8 +170,13 @@ def worker(
     Raises:
         UserError: no search of this run's weights has begun there, or it is of another version of the toolkit.
     """
+    from nas.problems import whole_number
     from nas.working import work
 
+    _check_jobs(jobs, least=1)
+    whole_number("heartbeat", heartbeat, 1)
+    if not idle >= 0:  # also what is no number
+        raise UserError(f"idle={idle!r}", allowed="Seconds, 0 or more", next_step=f"Give for example idle={DEFAULT_IDLE}")
     return work(Run.of(run), storage, jobs=jobs, idle=idle, heartbeat=heartbeat, stop=stop, progress=progress)
 
 
@@ -222,6 +228,7 @@ def search(
     from predictors import build
 
     _check_numbers(seed, images=images, points=points, generations=generations)
+    _check_jobs(jobs, least=0)
     opened = Run.of(run)
     opened.check_trained()
     build(predictor, opened.space)  # an unknown one is refused before anything is measured or scored
@@ -242,6 +249,14 @@ def _check_numbers(seed: int, **counts: int) -> None:
     whole_number("seed", seed, 0)
     for name, number in counts.items():
         whole_number(name, number, 1)
+
+
+def _check_jobs(jobs: int | Executor, *, least: int) -> None:
+    """Refuse a number of evaluations at a time with which none would ever begin, nor be left to others on purpose."""
+    from nas.problems import whole_number
+
+    if isinstance(jobs, int):
+        whole_number("jobs", jobs, least)
 
 
 def _table(run: Run, device: str, progress: Progress) -> LatencyTable:

@@ -156,8 +156,16 @@ def verify(
     Raises:
         UserError: a network that is not exported, a device that the front is not for or that cannot be reached.
     """
+    from nas.problems import whole_number
     from nas.verifying import verify_by_kit, verify_run
 
+    whole_number("seed", seed, 0)
+    if results is not None and kit is None:
+        raise UserError(
+            f"results {results} without a kit",
+            allowed="Results that a kit brought back",
+            next_step=f"Name the kit, too: nas verify RUN --kit FOLDER --results {results}",
+        )
     opened = Run.of(run)
     device = device or _first_device(opened)
     with locked(opened.file("verified.json"), doing="verifying for"):
@@ -227,7 +235,9 @@ def compare(
         UserError: not an ONNX file, one that the device cannot run, or a name that is taken.
     """
     from nas.comparing import add_files
+    from nas.problems import whole_number
 
+    whole_number("seed", seed, 0)
     opened = Run.of(run)
     device = device or _first_device(opened)
     with locked(opened.path / "baselines", doing="adding to"):

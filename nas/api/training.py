@@ -183,9 +183,15 @@ def rank_check(
         networks: how many, from the smallest to the largest.
         epochs: that each of them is trained, with the recipe ``single``.
         images: validation images per score, at most.
+
+    Raises:
+        UserError: fewer than 3 networks, a number out of range, or the run holds a check with others.
     """
     from nas.fidelity import check_ranks
+    from nas.problems import whole_number
 
+    whole_number("seed", seed, 0)
+    whole_number("images", images, 1)
     opened = Run.of(run)
     with locked(opened.path / "rank_check", doing="checking ranks in"):
         return check_ranks(opened, networks=networks, epochs=epochs, images=images, seed=seed, stop=stop, progress=progress)

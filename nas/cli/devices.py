@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.options import AsJson, DeviceName, Force, Quiet, Seed, chosen_space, finite
+from nas.cli.options import AsJson, DeviceName, Force, Quiet, Seed, check_one, chosen_space, finite
 from nas.cli.terminal import EXIT_BROKEN, TerminalProgress, print_json, show_table
 from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
     from latency_tables import LatencyTable
     from nas.tables import Planned
-    from search_spaces import SearchSpace
+    from search_spaces import Architecture, SearchSpace
 
 __all__ = ["devices", "doctor", "kit_import", "kit_make", "measure", "profile", "table_import"]
 
@@ -38,7 +38,7 @@ def profile(
     measured_sizes: Measured = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, measure nothing.")] = False,
     like: Annotated[Path | None, typer.Option(help="Table (.json) of another device to fit to this one's networks.")] = None,
-    networks: Annotated[int | None, typer.Option(min=2, help="Whole networks to fit the correction on; default 20.")] = None,
+    networks: Annotated[int | None, typer.Option(min=3, help="Whole networks to fit the correction on; default 20.")] = None,
     breakdown: Annotated[str | None, typer.Option(help="Where the time of a network of the front goes: its id.")] = None,
     seed: Seed = 0,
     force: Force = False,
@@ -49,7 +49,9 @@ def profile(
     import nas
     from nas.tables import planned_profile
 
+    check_one("--dry-run", dry_run, "--breakdown", breakdown)
     chosen = _space_of(run, space, width, resolution, out, needs_out=not dry_run)
+    arch = None if breakdown is None else _of_front(run, breakdown)  # before anything is measured
     target = run or out
     given: dict[str, Any] = {"resolutions": measured_sizes, "networks": networks}
     given |= {"like": None if like is None else nas.LatencyTable.load(like)}
@@ -58,8 +60,8 @@ def profile(
         return
     progress = TerminalProgress(quiet=quiet)
     table = nas.profile(chosen, device=device, out=target, seed=seed, force=force, progress=progress, **given)
-    if breakdown is not None:
-        _show_breakdown(table, run, breakdown, as_json)
+    if arch is not None:
+        _show_breakdown(table, arch, as_json)
     else:
         _show_profile(table, as_json)
 
@@ -162,14 +164,19 @@ def _quality_lines(table: LatencyTable) -> str:
     return "\n".join([*lines, f"used: {used}, the best in cross-validation on {quality.fitted_on} others"])
 
 
-def _show_breakdown(table: LatencyTable, run: Path | None, chosen: str, as_json: bool) -> None:
+def _of_front(run: Path | None, chosen: str) -> Architecture:
+    """A network of a run's front."""
     import nas
 
     if run is None:
         raise UserError(
             "--breakdown without a run", allowed="A network of a run's front", next_step="Write: nas profile RUN --breakdown ID"
         )
-    frame = table.breakdown(nas.ParetoFront.load(run / "front.json").pick(chosen).arch)
+    return nas.ParetoFront.load(run / "front.json").pick(chosen).arch
+
+
+def _show_breakdown(table: LatencyTable, arch: Architecture, as_json: bool) -> None:
+    frame = table.breakdown(arch)
     if as_json:
         print_json(frame.to_dict(orient="records"))
         return
@@ -218,6 +225,9 @@ def kit_make(
             raise UserError(
                 "--exports without a run", allowed="A run's exported files", next_step="Write: nas kit make RUN --exports"
             )
+        beside = {"--space": space, "--width": width, "--resolution": resolution, "--measured-sizes": measured_sizes}
+        for name, value in beside.items():
+            check_one("--exports", exports, name, value is not None and value)
         kit = nas.make_verification_kit(run, out=out, on=device)
     else:
         chosen = _space_of(run, space, width, resolution, None, needs_out=False)

@@ -28,15 +28,27 @@ __all__ = [
     "chosen_space",
     "finite",
     "interruptible",
+    "seedable",
 ]
+
+LARGEST_SEED = 2**63 - 1  # that torch takes
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder, as nas train-supernet made it.")]
 DeviceName = Annotated[str, typer.Option("--device", help="Device; see nas devices.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 TorchDevice = Annotated[str, typer.Option("--torch-device", help="Where torch runs networks: cpu, cuda, or cuda:1 ...")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
+def seedable(value: int | None) -> int | None:
+    """For options: seeds that torch does not take are refused."""
+    if value is not None and not 0 <= value <= LARGEST_SEED:
+        raise typer.BadParameter(f"{value} is not a seed: those are 0 to {LARGEST_SEED}")
+    return value
+
+
+Seed = Annotated[int, typer.Option(min=0, callback=seedable, help="Of everything random.")]
 
 
 def finite(value: float | None) -> float | None:

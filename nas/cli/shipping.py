@@ -67,8 +67,15 @@ def export(
         typer.echo(f"error: {run / 'exports' / item.file} is not proven: {why}", err=True)
     if unproven:
         raise typer.Exit(EXIT_BROKEN)
-    rest = "the rest with nas export, then " if pick is not None or arch is not None else ""
-    typer.echo(f"Next: {rest}nas verify {run}", err=True)
+    typer.echo(f"Next: {_towards_verify(run, exports[0].id)}", err=True)
+
+
+def _towards_verify(run: Path, exported: str) -> str:
+    """The command that comes next when this network, and perhaps others, are exported."""
+    from nas import Run
+    from nas.verifying import next_command
+
+    return next_command(Run.open(run), exported)
 
 
 def quantize(
@@ -118,7 +125,9 @@ def quantize(
     for item in made if sensitivity else ():
         losses = [(loss.layer, f"{loss.error:.2%}", f"{100 * loss.accuracy_loss:+.1f}") for loss in item.sensitivity]
         show_table(["layer", "change of the logits", "points lost"], losses, title=f"{item.network}: each layer alone in INT8")
-    typer.echo(f"INT8 latency is not known yet; measure it with: nas verify {run}", err=True)
+    if made:
+        after = _towards_verify(run, made[0].network)
+        typer.echo(f"INT8 latency is not known yet; measure it with: {after}", err=True)
 
 
 def verify(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nas.beginning import data_line, notes, space_line
-from nas.cli.options import AsJson, Quiet, RunFolder, Seed, TorchDevice, check_one, finite, interruptible
+from nas.cli.options import AsJson, Quiet, RunFolder, Seed, TorchDevice, check_one, finite, interruptible, seedable
 from nas.cli.terminal import TerminalProgress, print_json, show_table
 from search_spaces.errors import UserError
 from search_spaces.progress import duration
@@ -45,7 +45,7 @@ def train_supernet(
     torch_device: TorchDevice = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the phases, their time and memory.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="TensorBoard scalars beside the CSV log.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random; default: 0.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, callback=seedable, help="Of everything random; default: 0.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

@@ -30,6 +30,7 @@ from nas.archive import Archive, Claim, Score, run_scores
 from nas.runs import Run
 from nas.scoring import validate
 from nas.searching import Scoring
+from nas.storage import Place
 from nas.working import Crew
 from search_spaces import Architecture, SearchSpace, UserError
 from tests.nas.tiny import tiny_run
@@ -192,6 +193,8 @@ def test_a_driver_or_a_folder_that_is_missing_is_named(
         archive("postgresql://bob:s3cret@localhost:1/x", space)
     assert told.value.next_step == "Install it: pip install 'hwnas[postgres]'"
     assert "s3cret" not in str(told.value)
+    with pytest.raises(UserError, match=r"psycopg with its library \(no pq wrapper"), Place.of("postgresql://h/x").opening():
+        raise ImportError("no pq wrapper available")  # there is psycopg, but no libpq
 
 
 def test_a_worker_says_what_it_does_and_a_search_how_to_start_one(run: Run, tmp_path: Path) -> None:
@@ -203,13 +206,17 @@ def test_a_worker_says_what_it_does_and_a_search_how_to_start_one(run: Run, tmp_
         def stop(self) -> None: ...
         def say(self, text: str) -> None:
             said.append(text)
+            if text.startswith("waiting"):
+                raise InterruptedError
 
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     with Archive(url, run.space, weights=run.weights_hash()) as shared:
         shared.lead()
         shared.enqueue(run.space.sample(21, seed=0), images=10, proposed=False)
         waiting = Crew(run, shared, 0, progress=Told())
-        assert waiting._worker() == f"nas worker {run.path} --storage {url}"
+        with pytest.raises(InterruptedError):  # it says so at once
+            waiting.drain()
+        assert said.pop().endswith(f": nas worker {run.path} --storage {url}")
     with Archive(run.study, run.space, weights=run.weights_hash()) as own:
         assert Crew(run, own, 0)._worker() == f"nas worker {run.path}"
     assert nas.worker(run, storage=url, idle=0.0, progress=Told()) == 21

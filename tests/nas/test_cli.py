@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,10 +19,14 @@ from unittest import mock
 
 import pytest
 
+import search_spaces
 from nas.cli import main
 from nas.cli.commands import COMMANDS
 from nas.demo import Budget, DemoResult
+from nas.recipes import load_recipe, recipe_names
 from search_spaces.artifacts import file_hash
+from search_spaces.errors import UserError
+from supernets.phases import plan_phases
 
 
 @dataclass(frozen=True)
@@ -273,10 +278,10 @@ def numeric_options() -> list[tuple[str, str]]:
     found = []
     for name, command in COMMANDS.items():
         for parameter, hint in get_type_hints(command, include_extras=True).items():
-            kinds = {hint.__origin__, *get_args(hint.__origin__)} if get_origin(hint) is Annotated else set()
-            if kinds & {int, float}:
-                (info,) = hint.__metadata__
-                found.append((name, info.param_decls[0] if info.param_decls else f"--{parameter.replace('_', '-')}"))
+            plain, *about = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            if {plain, *get_args(plain)} & {int, float}:
+                named = about[0].param_decls if about else ()
+                found.append((name, named[0] if named else f"--{parameter.replace('_', '-')}"))
     return found
 
 
@@ -286,28 +291,65 @@ NEEDED = {  # what a command wants beside its run
     "rank-check": ("RUN", "--epochs", "1"),
     "search": ("RUN", "--resume"),
     "measure": ("model.onnx",),
+    "compare": ("RUN", "model.onnx"),
     "table-import": ("layers.csv", "--space", "small-mobilenet", "--out", "t.json"),
     "kit make": ("--space", "small-mobilenet", "--out", "kit"),
     "profile": ("--space", "small-mobilenet", "--out", "t.json", "--device", "simulated"),
 }
 FROM_MINUS_ONE = {("report-card", "--tau")}
+FROM_ZERO = {"--seed", "--jobs", "--idle", "--tau", "--max-loss"}
+FROM_ONE = {("worker", "--jobs")}
+NOWHERE = {  # so that the command ends with what is missing, once the number was taken
+    "train-supernet": ("--out", "new", "--data", "folder:nowhere"),
+    "demo": ("--out", "new", "--device", "nowhere"),
+    "rank-check": ("nowhere", "--epochs", "1"),
+    "measure": ("nowhere.onnx",),
+    "compare": ("nowhere", "model.onnx"),
+    "kit make": ("nowhere", "--out", "kit"),
+}
 
 
-@pytest.mark.parametrize("value", ["-1", "nan"])
+@pytest.mark.parametrize("value", ["-1", "0", "nan"])
 @pytest.mark.parametrize(("command", "option"), numeric_options())
 def test_numbers_that_make_no_sense_are_one_error(
     demo: DemoResult, tmp_path: Path, command: str, option: str, value: str
 ) -> None:
     if value == "-1" and (command, option) in FROM_MINUS_ONE:
         pytest.skip("a rank correlation may be -1")
+    taken = value == "0" and option in FROM_ZERO and (command, option) not in FROM_ONE
     (tmp_path / "layers.csv").write_text("layer,ms\n")
     shutil.copy(next((demo.run / "exports").glob("*.onnx")), tmp_path / "model.onnx")
-    words = [str(demo.run) if word == "RUN" else word for word in NEEDED.get(command, ("RUN",))]
+    given = NOWHERE.get(command, ("nowhere",)) if taken else NEEDED.get(command, ("RUN",))
+    words = [str(demo.run) if word == "RUN" else word for word in given]
     result = nas(*command.split(), *words, option, value, cwd=tmp_path)
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
-    assert value in result.stderr or option in result.stderr
+    assert ("nowhere" if taken else value) in result.stderr or (not taken and option in result.stderr), result.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        *((command, option, str(2**63)) for command, option in numeric_options() if option == "--seed"),
+        ("report-card", "--tau", "2"),
+        ("profile", "--networks", "2"),
+        ("worker", "--idle", "inf"),
+    ],
+)
+def test_numbers_out_of_range_are_one_error(demo: DemoResult, tmp_path: Path, command: str, option: str, value: str) -> None:
+    words = [str(demo.run) if word == "RUN" else word for word in NEEDED.get(command, ("RUN",))]
+    result = nas(*command.split(), *words, option, value, cwd=tmp_path)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert option in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_up_to_the_largest_are_seeds(tmp_path: Path) -> None:
+    shape = ("--width", 0.25, "--resolution", "8,12", "--epochs", 1)
+    options = ("train-supernet", "--data", "fake:28x1x4", "--out", "run", *shape, "--dry-run", "--json", "--quiet")
+    largest = nas(*options, "--seed", 2**63 - 1, cwd=tmp_path)
+    assert largest.returncode == 0, largest.stderr
 
 
 def test_options_beside_a_run_that_it_has_itself(finished: Path, tmp_path: Path) -> None:
@@ -317,6 +359,13 @@ def test_options_beside_a_run_that_it_has_itself(finished: Path, tmp_path: Path)
     refused(nas("table-import", "l.csv", "--run", finished, "--out", "y.json", cwd=tmp_path), "--out beside the run")
     refused(nas("finetune", finished, "--pick", "knee", "--arch", "largest"), "--pick knee and --arch largest")
     refused(nas("kit", "make", "--space", "small-mobilenet", "--exports", cwd=tmp_path), "--exports without a run")
+    for option, value in (("--width", 0.5), ("--measured-sizes", 2)):
+        asked = ("kit", "make", finished, "--exports", option, value)
+        refused(nas(*asked, cwd=tmp_path), f"--exports and {option} {value}")
+        assert not (tmp_path / "kit").exists()
+    refused(nas("kit", "make", finished, "--width", 0.5, cwd=tmp_path), "--width beside the run")
+    refused(nas("verify", finished, "--results", "there.json"), "results there.json without a kit")
+    refused(nas("profile", finished, "--dry-run", "--breakdown", "knee"), "--dry-run and --breakdown knee")
 
 
 def test_a_demo_of_no_device_ends_before_it_begins(tmp_path: Path) -> None:
@@ -340,7 +389,20 @@ def test_what_comes_next_can_be_done(finished: Path) -> None:
     assert following[:3] == ["export", str(finished), "--arch"]
     exported = nas(*following)
     assert exported.returncode == 0, exported.stderr
-    assert "the rest with nas export" in exported.stderr
+    assert exported.stderr.rstrip().endswith(f"Next: nas verify {finished}")  # the front is there already
+    shutil.rmtree(finished / "exports")
+    picked = nas("export", finished, "--pick", "fastest", "--opset", 18)
+    rest, verify = picked.stderr.rstrip().rpartition("Next: ")[2].split(", then: ")
+    assert rest == f"nas export {finished} --opset 18"  # in another format it would be refused
+    refused(nas("verify", finished), f"Export them: {rest}")
+    assert nas("quantize", finished, "--pick", "fastest", "--images", 32).stderr.rstrip().endswith(f"{rest}, then: {verify}")
+    exported = nas(*rest.split()[1:])
+    assert exported.stderr.rstrip().endswith(f"Next: {verify}")
+    assert is_judged(nas(*verify.split()[1:]))
+    (finished / "front.json").unlink()
+    shutil.rmtree(finished / "exports")
+    alone = nas("export", finished, "--arch", "smallest")
+    assert alone.stderr.rstrip().endswith(f"Next: nas search {finished}")
     scored = nas("score", finished, "--device", "onnxruntime-cpu", "--n", 24)
     assert scored.stdout.rstrip().endswith(f"Next: nas search {finished} --device onnxruntime-cpu")
 
@@ -352,3 +414,25 @@ def test_every_file_of_a_run_can_be_read_by_whom_the_others_can(finished: Path) 
 
 def test_completion_is_there() -> None:
     assert "complete" in nas("--show-completion", "bash").stdout
+
+
+def test_no_line_of_the_help_is_cut() -> None:
+    shown = nas("--help").stdout
+    assert "..." not in shown.partition("Commands:")[2]
+    assert "kit             Measure a machine out of reach by hand\n" in shown
+
+
+def test_the_recipes_that_are_offered_train_a_space() -> None:
+    space = search_spaces.build("small-mobilenet", width=0.25, image=28, channels=1)
+
+    hint = get_type_hints(COMMANDS["train-supernet"], include_extras=True)["recipe"]
+    offered = set(re.findall(r"[a-z-]+", hint.__metadata__[0].help)) & set(recipe_names())
+    assert {"progressive", "quick", "sandwich"} <= offered
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        if name in offered:
+            assert plan_phases(recipe, space, steps=1000)
+        else:
+            with pytest.raises(UserError, match="no phase for the choice") as told:
+                plan_phases(recipe, space, steps=1000)
+            assert "take a recipe for a whole space: progressive" in told.value.next_step

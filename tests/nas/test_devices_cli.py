@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from latency_tables.energy import energy_meter
 from latency_tables.footprint import peak_memory
 from latency_tables.onnx_graph import build_onnx
 from nas.health import Check
+from nas.tables import planned_profile
 from search_spaces import UserError
 from tests.nas.test_cli import nas as run
 from tests.nas.test_cli import refused
@@ -56,6 +58,49 @@ def test_profile_says_its_errors_and_what_it_used(tmp_path: Path) -> None:
     assert facts["warnings"] == []
     sizes = run("profile", *SPACE, "--device", "simulated", "--out", "s.json", "--measured-sizes", 2, "--quiet", cwd=tmp_path)
     assert "stand between measured sizes" in sizes.stdout
+
+
+def test_too_few_networks_leave_a_good_table_alone(tmp_path: Path) -> None:
+    nas.profile(space(), device="simulated", out=tmp_path / "t.json", networks=3, held_out=2)
+    before = (tmp_path / "t.json").read_bytes()
+    few: tuple[dict[str, int], ...] = ({"networks": 2}, {"networks": -1}, {"held_out": 1}, {"held_out": 0})
+    for amount in few:
+        with pytest.raises(UserError, match="at least"):
+            nas.profile(space(), device="simulated", out=tmp_path / "t.json", force=True, **amount)
+    with pytest.raises(UserError, match="networks=2"):
+        planned_profile(space(), device="simulated", networks=2)
+    assert (tmp_path / "t.json").read_bytes() == before
+    # As a profile would, which asks for nothing more once there is a correction.
+    plan = planned_profile(space(), device="simulated", out=tmp_path / "t.json")
+    assert plan.complete
+    assert (plan.layers, plan.networks, plan.minutes) == (0, 0, 0)
+    assert nas.profile(space(), device="simulated", out=tmp_path / "t.json").quality.fitted_on == 3
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda run: nas.score(run, jobs=-1),
+        lambda run: nas.search(run, jobs=-1, force=True),
+        lambda run: nas.worker(run, jobs=0),
+        lambda run: nas.worker(run, idle=float("nan")),
+        lambda run: nas.worker(run, heartbeat=0),
+        lambda run: nas.accuracy_card(run, tau=float("nan")),
+        lambda run: nas.accuracy_card(run, tau=2),
+        lambda run: nas.rank_check(run, epochs=1, images=0),
+        lambda run: nas.rank_check(run, epochs=1, seed=-1),
+        lambda run: nas.verify(run, seed=-1),
+        lambda run: nas.verify(run, results="results.json"),
+        lambda run: nas.compare(run, "x.onnx", seed=-1),
+        lambda run: nas.make_kit(space(), out=run / "kit", seed=-1),
+        lambda run: nas.measure("x.onnx", seed=-1),
+        lambda run: nas.profile(space(), device="simulated", seed=-1),
+    ],
+)
+def test_numbers_that_make_no_sense_are_told_to_programs_too(tmp_path: Path, ask: Callable[[Path], object]) -> None:
+    with pytest.raises(UserError, match=r"=|without a kit"):  # the number, not that there is no run
+        ask(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_table_of_another_device_is_fitted_to_a_few_networks(tmp_path: Path) -> None:
@@ -96,6 +141,8 @@ def test_an_imported_table_can_be_searched_for_but_not_verified_on(finished: Pat
     found = run("search", finished, *arguments, *QUIET)
     assert found.returncode == 0, found.stderr
     assert len(json.loads(found.stdout)) >= 1
+    exported = run("export", finished)
+    assert exported.stderr.rstrip().endswith(f"Next: nas kit make {finished} --exports --out FOLDER")
     refused(run("verify", finished, "--device", "table://phone"), "nothing here can reach table://phone")
     refused(run("search", finished, "--device", "table://tablet", "--force"), "does not exist", "table-import")
     refused(run("table-import", finished / "phone.csv", "--run", finished, "--name", "phone"), "there already")
@@ -110,6 +157,7 @@ def test_where_the_time_of_a_network_goes(finished: Path) -> None:
     refused(
         run("profile", *SPACE, "--device", "simulated", "--out", finished / "x.json", "--breakdown", "knee"), "without a run"
     )
+    assert not (finished / "x.json").exists()  # it is said before anything is measured
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of memory")
