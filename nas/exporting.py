@@ -126,7 +126,7 @@ def read_export(run: Run, arch_id: str) -> Export:
 
 
 def _read(run: Run, arch_id: str) -> Export:
-    make = f"nas export {run.path} --pick {arch_id}"
+    make = f"nas export {run.path} --arch {arch_id}"
     value = read_json(run.exports / f"{arch_id}.json", "export", EXPORT_VERSION, make=make)
     with reading(
         run.exports / f"{arch_id}.json", allowed="The record as nas export writes it", next_step=f"Run: {make} --force"
@@ -143,7 +143,7 @@ def _check_file(run: Run, export: Export) -> None:
         raise UserError(
             f"{path} is missing or was changed since it was exported",
             allowed=f"The file with SHA-256 {export.sha256[:16]}...",
-            next_step=f"Export it again with: nas export {run.path} --pick {export.id}{export.options} --force",
+            next_step=f"Export it again with: nas export {run.path} --arch {export.id}{export.options} --force",
         )
 
 
@@ -156,7 +156,7 @@ def _existing(run: Run, arch: Architecture, form: Format) -> Export | None:
         raise UserError(
             f"{run.exports / export.file} is exported already, as {_words(export.format)}",
             allowed=f"One file per network; asked for is {_words(form)}",
-            next_step=f"Replace it with: nas export {run.path} --pick {arch.id} --force and the same options",
+            next_step=f"Replace it with: nas export {run.path} --arch {arch.id} --force and the same options",
         )
     if export.finetuned != is_finetuned(run, arch) or export.weights not in (None, weights_of(run, arch)):
         return None  # whatever its file is: an export that was killed may have replaced it

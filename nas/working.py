@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,7 +105,7 @@ class Crew:
                     left = left if left > 0 else self._left()
                     continue
                 if not waited:
-                    way = "" if self._most else f"; on any machine with a copy of the run: {self._worker()}"
+                    way = "" if self._most else f"; start one: {self._worker()}"
                     self.progress.say(f"waiting     for {left} networks that other processes have to score{way}")
                 waited = True
                 time.sleep(POLL)
@@ -124,7 +125,7 @@ class Crew:
         place = self.archive.place
         own = place.is_file and Path(str(place)).resolve() == self.run.study.resolve()
         url = "" if own else f" --storage {'sqlite:///' if place.is_file else ''}{place}"
-        return f"nas worker {self.run.path}{url}"
+        return f"nas worker {shlex.quote(str(self.run.path))}{url}"
 
     def serve(self, idle: float) -> None:
         """Evaluate what comes until `stop`, or until there was nothing to do for so many seconds."""

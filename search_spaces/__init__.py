@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,9 +54,11 @@ def build(name: str, **parameters: Any) -> SearchSpace:
     if name not in FAMILIES:
         raise unknown_name("space", name, FAMILIES, command="nas spaces")
     known = list(inspect.signature(FAMILIES[name]).parameters)
-    for parameter in parameters:
+    for parameter, value in parameters.items():
         if parameter not in known:
             raise unknown_name(f"parameter of {name}", parameter, known, command=f"nas spaces {name}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name} with {parameter}={value}", allowed="A finite number", next_step="Correct the parameter")
     return FAMILIES[name](**parameters)
 
 

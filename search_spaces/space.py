@@ -308,6 +308,8 @@ class SearchSpace(RowSpace):
 
     def sample(self, n: int, seed: int | np.random.Generator = 0, *, per_gene: bool = False) -> list[Architecture]:
         """N independent random architectures, uniform over distinct networks (see `sample_rows` for ``per_gene``)."""
+        if isinstance(seed, int) and seed < 0:
+            raise UserError(f"seed {seed}", allowed="A whole number from 0", next_step="Give for example seed=0")
         return self.from_array(self.sample_rows(n, np.random.default_rng(seed), per_gene=per_gene))
 
     def neighbours(self, arch: Architecture) -> list[Architecture]:

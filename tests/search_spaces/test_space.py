@@ -283,3 +283,10 @@ def test_bad_input_is_named(call, message: str) -> None:
         call(space)
     assert caught.value.allowed
     assert caught.value.next_step
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    with pytest.raises(UserError, match="width=nan"):
+        search_spaces.build("small-mobilenet", width=float("nan"))
+    with pytest.raises(UserError, match="seed -1"):
+        search_spaces.build("small-mobilenet").sample(2, seed=-1)
