@@ -41,7 +41,7 @@ def add_files(run: Run, files: Sequence[str | Path], device: Device, *, force: b
         _check_name(run, path, known.get(path.stem), force=force)
         if any(path.stem == other.stem for other, _, _ in prepared):
             raise UserError(f"two files named '{path.stem}'", allowed="One file per name", next_step=f"Rename {path}")
-        check_batch(path, device, again="your own exporter")
+        check_batch(path, device.name, device.batch, again="your own exporter")
         side = resolution_of(run.space.largest, run.data())
         model = _closed(path, side, run.data().channels)
         try:

@@ -156,7 +156,7 @@ def _existing(run: Run, arch: Architecture, form: Format) -> Export | None:
         raise UserError(
             f"{run.exports / export.file} is exported already, as {_words(export.format)}",
             allowed=f"One file per network; asked for is {_words(form)}",
-            next_step=f"Replace it with: nas export {run.path} --arch {arch.id} --force and the same options",
+            next_step=f"Replace it with: nas export {run.path} --arch {arch.id}{form.options} --force",
         )
     if export.finetuned != is_finetuned(run, arch) or export.weights not in (None, weights_of(run, arch)):
         return None  # whatever its file is: an export that was killed may have replaced it

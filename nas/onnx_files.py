@@ -145,17 +145,17 @@ class Signature:
         return known[0] if known else default
 
 
-def check_batch(path: Path, device: Device, *, again: str) -> None:
+def check_batch(path: Path, device: str, batch: int, *, again: str) -> None:
     """A file is timed as it is: one that fixes another number of images per run than the device has no time there.
 
     Raises:
         UserError: such a file; ``again`` is the command that makes it anew.
     """
     fixed = Signature.of(path).batch
-    if fixed not in (None, device.batch):
+    if fixed not in (None, batch):
         raise UserError(
-            f"{path} takes {fixed} images per run, {device.name} is measured with {device.batch}",
-            allowed=f"A file whose first axis is open or {device.batch}, or a device with the option batch={fixed}",
+            f"{path} takes {fixed} images per run, {device} is measured with {batch}",
+            allowed=f"A file whose first axis is open or {batch}, or a device with the option batch={fixed}",
             next_step=f"Make it with an open batch: {again}",
         )
 

@@ -60,9 +60,12 @@ def _loaded(path: Path, function: str) -> Callable[..., Any]:
     root = path.parent
     while (root / "__init__.py").is_file():
         root = root.parent
-    sys.path.insert(0, str(root))  # it may import what lies beside it, as a script does, and its package's other modules
+    places = dict.fromkeys((str(path.parent), str(root)))  # what lies beside it, as for a script, and its package
+    sys.path[:0] = places
     try:
-        module = _executed(path) if root == path.parent else importlib.import_module(".".join(_parts(path, root)))
+        module = _module_of(path, root)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{path} raised {type(error).__name__}: {error}",
@@ -70,13 +73,8 @@ def _loaded(path: Path, function: str) -> Callable[..., Any]:
             next_step="Correct the file",
         ) from error
     finally:
-        sys.path.remove(str(root))
-    if Path(str(module.__file__)).resolve() != path:
-        raise UserError(
-            f"{path} is {module.__name__}, which {module.__file__} is already",
-            allowed="A package whose name no other has",
-            next_step="Rename the package's folder",
-        )
+        for place in places:
+            sys.path.remove(place)
     found: Any = module
     for part in function.split("."):
         if not hasattr(found, part):
@@ -89,10 +87,33 @@ def _loaded(path: Path, function: str) -> Callable[..., Any]:
     return build
 
 
-def _parts(path: Path, root: Path) -> tuple[str, ...]:
-    """Of the dotted name of a module in a package."""
+def _module_of(path: Path, root: Path) -> ModuleType:
+    """The file as a module of its own, like a script; where its relative imports forbid that, as a part of its package.
+
+    Raises:
+        UserError: another package of that name is imported, or the file has changed since it was.
+    """
+    try:
+        return _executed(path)
+    except ImportError as error:
+        if root == path.parent or "relative import" not in str(error):
+            raise
     parts = path.relative_to(root).with_suffix("").parts
-    return parts[:-1] if parts[-1] == "__init__" else parts
+    module = importlib.import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    if Path(str(module.__file__)).resolve() != path:
+        raise UserError(
+            f"{path} is {module.__name__}, which {module.__file__} is already",
+            allowed="A package whose name no other has",
+            next_step="Rename the package's folder",
+        )
+    digest = file_hash(path)
+    if vars(module).setdefault("__sha256__", digest) != digest:
+        raise UserError(
+            f"{path} was changed since this process imported it",
+            allowed="Modules of packages are imported once",
+            next_step="Start Python anew",
+        )
+    return module
 
 
 def _executed(path: Path) -> ModuleType:
@@ -154,7 +175,7 @@ def read_choices(path: Path, model: str = "") -> dict[str, Any]:
 def _rule(path: Path, pattern: str, value: Any, model: str) -> Callable[..., Any]:
     from supernets import fused
 
-    if isinstance(value, str):
+    if isinstance(value, str) and model:
         return find_model(f"{model.rpartition(':')[0]}:{value}")
     if isinstance(value, dict) and value.keys() <= {"fused", "dim"} and isinstance(value.get("fused"), int | list):
         return fused(value["fused"], dim=value.get("dim", 0))

@@ -346,7 +346,18 @@ def _quantise(
 
 
 def _with_sensitivity(run: Run, export: Export, twin: Quantised) -> Quantised:
-    """The twin's record with what each layer costs alone; the twin stays as it is."""
+    """The twin's record with what each layer costs alone; the twin stays as it is.
+
+    Raises:
+        UserError: the twin was trained with INT8's rounding: the float network that it was made of is not kept.
+    """
+    if twin.steps:
+        again = f"nas quantize {run.path} --pick {twin.network}{twin.options} --sensitivity --force"
+        raise UserError(
+            f"{twin.id} was trained with INT8's rounding, and what its layers cost was not measured then",
+            allowed="A twin of the exported weights; the trained network is not kept in float",
+            next_step=f"Make it anew: {again}",
+        )
     bench = _Bench(run, export, twin.calibration_images, run.exports / export.file)
     with tempfile.TemporaryDirectory() as name:
         found = replace(twin, sensitivity=tuple(bench.sensitivity(Path(name))))

@@ -119,12 +119,12 @@ def score_run(
         until_stalled: fewer, if the hypervolume stalls.
         most: so many scores in all are wanted later; what a killed search has queued of them is scored. Default: ``samples``.
     """
-    samples = min(samples, goal.space.count())
-    if samples < min(FEWEST_SAMPLES, goal.space.count()):
+    samples, least = min(samples, goal.space.count()), min(FEWEST_SAMPLES, goal.space.count())
+    if samples < least:
         raise UserError(
             f"{samples} scored subnets",
-            allowed=f"At least {FEWEST_SAMPLES}: a predictor learns nothing from fewer",
-            next_step=f"Give {FEWEST_SAMPLES} or more",
+            allowed=f"At least {least}: a predictor learns nothing from fewer",
+            next_step=f"Give {least} or more",
         )
     known = _first_scores(scoring, goal, samples, first, samples if most is None else most)
     begun, fruitless = len(known), 0

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latency_tables import Candidate, Device, Measurement, Plan
+from latency_tables import Candidate, Device, LatencyTable, Measurement, Plan
 from latency_tables.by_hand import replayed, timing_kit
+from latency_tables.device import Options
 from latency_tables.devices import parse_device
-from latency_tables.kit import Kit
+from latency_tables.kit import Kit, read_kit
 from latency_tables.stopwatch import Failure, clock_of
+from nas.api.defaults import DEFAULT_DEVICE
 from nas.baselines import Baseline, read_baselines
 from nas.exporting import Export, read_export
 from nas.objectives import OF_DEVICES, Limit, kind_of
@@ -74,7 +76,7 @@ def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Ve
     """
     front, own, everyone = _everyone(run, device.name)
     for candidate in everyone:
-        check_batch(candidate.path, device, again=candidate.again)
+        check_batch(candidate.path, device.name, device.batch, again=candidate.again)
     tested = _tested(run, device, everyone, seed, progress)
     here = {name: bound for name, bound in front.limits.items() if name in own or kind_of(name) not in OF_DEVICES}
     limits = [Limit(own.get(name, name), bound) for name, bound in here.items()]
@@ -83,30 +85,52 @@ def verify_run(run: Run, device: Device, *, seed: int, progress: Progress) -> Ve
     return result
 
 
-def verification_kit(run: Run, folder: Path, *, device: str, on: str) -> Kit:
+def verification_kit(run: Run, folder: Path, *, device: str, on: str | None) -> Kit:
     """Write a kit that times everything that `verify_run` would: for a machine that nothing here can reach.
 
     Args:
         device: of the front, ``table://NAME``.
-        on: what the kit runs on there, ``onnxruntime-cpu:threads=4``.
+        on: what the kit runs on there, ``onnxruntime-cpu:threads=4``; None: with the options of the device's table.
 
     Raises:
         UserError: as `verify_run`; or a folder that is not empty.
     """
-    kind, options = parse_device(on)
+    kind, options = parse_device(on) if on is not None else (DEFAULT_DEVICE, _options_of(run, device))
     _, _, everyone = _everyone(run, device)
+    for candidate in everyone:
+        check_batch(candidate.path, device, options.batch, again=candidate.again)
     models = [Candidate(c.id, c.path.read_bytes) for c in everyone]
-    about = {"verifies": {c.id: c.sha256 for c in everyone}}
+    about = {"device": device, "verifies": {c.id: c.sha256 for c in everyone}}
     return timing_kit(models, folder, kind=kind, options=options, plan=_plan(), about=about)
 
 
-def verify_by_kit(run: Run, kit: Path, *, device: str, results: Path | None, seed: int, progress: Progress) -> Verification:
+def _options_of(run: Run, device: str) -> Options:
+    """Those that a device's table was measured with."""
+    known = LatencyTable.load(run.table(device)).fingerprint
+    return Options(**{field.name: known.get(field.name, field.default) for field in fields(Options)})
+
+
+def verify_by_kit(
+    run: Run, kit: Path, *, device: str | None, results: Path | None, seed: int, progress: Progress
+) -> Verification:
     """`verify_run` with the times that a kit of `verification_kit` brought back; accuracies are taken here.
 
+    Args:
+        device: None: the one that the kit was made for.
+
     Raises:
-        UserError: as `verify_run`; results that make no sense; or files that were exported again since.
+        UserError: as `verify_run`; results that make no sense, or of another device or machine than its table; or files that
+            were exported again since.
     """
-    answers, about = replayed(kit, device, results=results)
+    about = read_kit(kit).about
+    made_for = str(about.get("device"))
+    if device not in (None, made_for):
+        raise UserError(
+            f"{kit} was made for {made_for}, not for {device}", allowed="The kit's own device", next_step="Leave --device out"
+        )
+    answers, _ = replayed(kit, made_for, results=results)
+    _check_machine(run, answers, kit)
+    device = made_for
     _, _, everyone = _everyone(run, device)
     if about.get("verifies") != {c.id: c.sha256 for c in everyone}:
         raise UserError(
@@ -115,6 +139,18 @@ def verify_by_kit(run: Run, kit: Path, *, device: str, results: Path | None, see
             next_step=f"Make it anew: nas kit make {run.path} --exports --out FOLDER, and run it there",
         )
     return verify_run(run, answers, seed=seed, progress=progress)
+
+
+def _check_machine(run: Run, answers: Device, kit: Path) -> None:
+    """Refuse times of another machine, or under other conditions, than those that the promises come from."""
+    known, found = LatencyTable.load(run.table(answers.name)).fingerprint, answers.fingerprint()
+    for name in known.keys() & found.keys():  # of a table that was imported little is known
+        if known[name] != found[name]:
+            raise UserError(
+                f"{kit} was run with {name} = {found[name]}, the table of {answers.name} with {known[name]}",
+                allowed="The same machine, runtime and options: promises are the table's",
+                next_step="Run the kit there, or bring a table of this machine",
+            )
 
 
 def _plan() -> Plan:

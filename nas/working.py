@@ -124,7 +124,9 @@ class Crew:
         """The command that scores what this process waits for."""
         place = self.archive.place
         own = place.is_file and Path(str(place)).resolve() == self.run.study.resolve()
-        url = "" if own else f" --storage {'sqlite:///' if place.is_file else ''}{place}"
+        url = (
+            "" if own else f" --storage sqlite:///{place}" if place.is_file else " --storage URL"
+        )  # which has a password in it
         return f"nas worker {shlex.quote(str(self.run.path))}{url}"
 
     def serve(self, idle: float) -> None:

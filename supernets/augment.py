@@ -35,6 +35,7 @@ _TAIL = 4096  # bytes in which it is looked for
 _HEAD = 1 << 16  # bytes at both ends that a fingerprint sees
 _CHECKED = 512  # images at a time
 _SAYS_MORE = frozenset({"exif", "xmp", "Raw profile type exif"})
+_ORIENTATIONS = 8
 _TURNED = 5  # EXIF orientations from here on change width and height
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)  # what PIL raises
 _GREY_MODES = frozenset({"1", "L", "LA", "La"})
@@ -206,6 +207,8 @@ def read_header(file: ImageFile) -> ImageHeader:
             if image.format in _COMPRESSED:
                 stream.seek(max(_HEAD, length - _HEAD))
             fingerprint += f":{zlib.crc32(stream.read()):08x}"
+        if _orientation(image) != 1 or image.has_transparency_data:
+            fingerprint += ":shown"  # earlier versions showed these otherwise: their runs are not to go on with other pixels
         stream.seek(max(0, length - _TAIL))
         if _ENDS.get(image.format or "", b"") not in stream.read():
             image.load()  # others put something of their own behind the end
@@ -216,7 +219,11 @@ def _orientation(image: Image.Image) -> int:
     """How the camera was held, as EXIF counts it: 1 upright, 5 and more on its side. PIL turns TIFF files itself."""
     if image.format == "TIFF" or not _SAYS_MORE & image.info.keys():  # without any, PIL would decode a PNG to its end for it
         return 1
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    try:
+        said = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # noqa: BLE001 (the picture may be fine where what is said of it is not)
+        return 1
+    return said if type(said) is int and 1 <= said <= _ORIENTATIONS else 1
 
 
 @contextmanager

@@ -149,7 +149,7 @@ def verify(
     INT8 twins, baselines and files of `compare` are measured in the same rounds. ``.to_frame()`` is a pandas table.
 
     Args:
-        device: that the front was searched for; default: the first one of them.
+        device: that the front was searched for; default: the first one of them, of a kit its own.
         kit: a folder of `make_verification_kit` that was run on the device, where that can only be reached by hand.
         results: of the kit; default: ``results.json`` in it.
 
@@ -167,12 +167,11 @@ def verify(
             next_step=f"Name the kit, too: nas verify RUN --kit FOLDER --results {results}",
         )
     opened = Run.of(run)
-    device = device or _first_device(opened)
     with locked(opened.file("verified.json"), doing="verifying for"):
         if kit is not None:
             answers = None if results is None else Path(results)
             return verify_by_kit(opened, Path(kit), device=device, results=answers, seed=seed, progress=progress)
-        return verify_run(opened, _reached(opened, device), seed=seed, progress=progress)
+        return verify_run(opened, _reached(opened, device or _devices(opened)[0]), seed=seed, progress=progress)
 
 
 def _reached(run: Run, device: str) -> Device:
@@ -184,38 +183,43 @@ def _reached(run: Run, device: str) -> Device:
         raise UserError(
             f"nothing here can reach {device}",
             allowed="A kit with the exported files, run there by hand",
-            next_step=f"Make it: nas kit make {run.path} --exports --out FOLDER, run it there, then: "
+            next_step=f"Make it: nas kit make {run.path} --exports --for {device} --out FOLDER, run it there, then: "
             f"nas verify {run.path} --kit FOLDER",
         )
     return open_device(device)
 
 
-def make_verification_kit(
-    run: str | Path | Run, *, out: str | Path, device: str | None = None, on: str = DEFAULT_DEVICE
-) -> Kit:
+def make_verification_kit(run: str | Path | Run, *, out: str | Path, device: str | None = None, on: str | None = None) -> Kit:
     """Write a folder that times a run's exported files on a machine that nothing here can reach; see `nas.make_kit`.
 
     Run it there like any kit, bring ``results.json`` back, and give the folder to `verify`.
 
     Args:
-        device: of the front, ``table://NAME``; default: its first one.
-        on: what the kit runs on there, with options: ``onnxruntime-cpu:threads=4``.
+        device: of the front; default: its first ``table://NAME``.
+        on: what the kit runs on there, with options: ``onnxruntime-cpu:threads=4``. Default: ONNX Runtime with the options that
+            the device's table was measured with.
 
     Raises:
         UserError: a network that is not exported, a folder that is not empty, or no kit runs on such a device.
     """
+    from nas.tables import STORED
     from nas.verifying import verification_kit
 
     opened = Run.of(run)
-    return verification_kit(opened, Path(out), device=device or _first_device(opened), on=on)
+    known = _devices(opened)
+    chosen = device or next((name for name in known if name.startswith(STORED)), known[0])
+    return verification_kit(opened, Path(out), device=chosen, on=on)
 
 
-def _first_device(run: Run) -> str:
-    """The device that a run's front is for, the first of several; before there is a front the usual one."""
+def _devices(run: Run) -> list[str]:
+    """The devices that a run's front is for; before there is a front the usual one."""
     from nas.pareto import ParetoFront
 
     path = run.file("front.json")
-    return str(ParetoFront.load(path).provenance["device"]) if path.exists() else DEFAULT_DEVICE
+    if not path.exists():
+        return [DEFAULT_DEVICE]
+    known = ParetoFront.load(path).provenance
+    return str(known.get("devices", known["device"])).split(", ")
 
 
 def compare(
@@ -239,7 +243,7 @@ def compare(
 
     whole_number("seed", seed, 0)
     opened = Run.of(run)
-    device = device or _first_device(opened)
+    device = device or _devices(opened)[0]
     with locked(opened.path / "baselines", doing="adding to"):
         add_files(opened, files, _reached(opened, device), force=force)
     return verify(opened, device=device, seed=seed, progress=progress)

@@ -214,6 +214,9 @@ def kit_make(
     exports: Annotated[
         bool, typer.Option("--exports", help="Time the run's exported files instead, for nas verify --kit.")
     ] = False,
+    of: Annotated[
+        str | None, typer.Option("--for", help="With --exports: device of the front; default: its table://NAME.")
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -228,7 +231,7 @@ def kit_make(
         beside = {"--space": space, "--width": width, "--resolution": resolution, "--measured-sizes": measured_sizes}
         for name, value in beside.items():
             check_one("--exports", exports, name, value is not None and value)
-        kit = nas.make_verification_kit(run, out=out, on=device)
+        kit = nas.make_verification_kit(run, out=out, device=of, on=None if device == "onnxruntime-cpu" else device)
     else:
         chosen = _space_of(run, space, width, resolution, None, needs_out=False)
         kit = nas.make_kit(chosen, out=out, device=device, seed=seed, resolutions=measured_sizes)

@@ -300,6 +300,9 @@ def test_a_model_file_of_a_package_imports_the_package(tmp_path: Path) -> None:
         (folder / "__init__.py").write_text("")
     (package.parent / "sizes.py").write_text("WIDTH = 4\n")
     (package / "factory.py").write_text(MODEL.replace("from beside", "from ..sizes"))
+    (package / "beside.py").write_text("WIDTH = 4\n")
+    (package / "script.py").write_text(MODEL)  # imports what lies beside it, as a script does
+    assert find_model(f"{package / 'script.py'}:build").__module__.startswith("hwnas_own_model_")
     build = find_model(f"{package / 'factory.py'}:build")
     assert build.__module__ == "zoo_of_mine.nets.factory"
     assert str(tmp_path) not in sys.path
@@ -308,11 +311,13 @@ def test_a_model_file_of_a_package_imports_the_package(tmp_path: Path) -> None:
     code = f"import nas; print(nas.Run.open({str(tmp_path / 'run')!r}).supernet().classes)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
     assert done.stdout == "4\n", done.stderr
-    other = tmp_path / "elsewhere" / "zoo_of_mine"
-    other.mkdir(parents=True)
-    (other / "__init__.py").write_text("def build(width, depth): ...\n")
-    with pytest.raises(UserError, match=r"zoo_of_mine, which .* is already"):
-        find_model(f"{other / '__init__.py'}:build")
+    other = tmp_path / "elsewhere" / "zoo_of_mine" / "nets"
+    shutil.copytree(package.parent, other.parent)
+    with pytest.raises(UserError, match=r"zoo_of_mine.nets.factory, which .* is already"):
+        find_model(f"{other / 'factory.py'}:build")
+    (package / "factory.py").write_text((package / "factory.py").read_text() + "# changed\n")
+    with pytest.raises(UserError, match="was changed since this process imported it"):
+        find_model(f"{package / 'factory.py'}:build")
 
 
 def test_rules_of_ones_own_are_found_again(tmp_path: Path) -> None:

@@ -410,6 +410,24 @@ def test_a_machine_that_is_out_of_reach_verifies_by_a_kit(finished: Path, tmp_pa
         session = open_device("onnxruntime-cpu")
         right = outputs(session, run.exports / f"{row.id}.onnx", run.data().test, read_export(run, row.id).resolution).argmax(1)
         assert row.accuracy == (right == run.data().test.labels.numpy()).mean()
+    with pytest.raises(UserError, match="was made for table://board, not for onnxruntime-cpu"):
+        nas.verify(finished, device="onnxruntime-cpu", kit=tmp_path / "kit")
+    # Another machine, or other options: the promises are not of it.
+    results = json.loads((tmp_path / "kit" / "results.json").read_text())
+    changed = results | {"fingerprint": results["fingerprint"] | {"processor": "another"}}
+    (tmp_path / "other.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="was run with processor = another"):
+        nas.verify(finished, kit=tmp_path / "kit", results=tmp_path / "other.json")
+    nas.make_verification_kit(finished, out=tmp_path / "two", on="onnxruntime-cpu:threads=2")
+    run_there(tmp_path / "two")
+    with pytest.raises(UserError, match="was run with threads = 2"):
+        nas.verify(finished, kit=tmp_path / "two")
+    for twin in (finished / "exports").glob("*-int8.json"):
+        twin.unlink()
+    nas.export(finished, pick="fastest", batch=4, force=True)
+    with pytest.raises(UserError, match="takes 4 images per run"):
+        nas.make_verification_kit(finished, out=tmp_path / "three")
+    assert not (tmp_path / "three").exists()
     nas.export(finished, pick="fastest", softmax=True, force=True)
     nas.quantize(finished, pick="fastest", images=32)
     with pytest.raises(UserError, match="does not hold what"):

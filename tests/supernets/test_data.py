@@ -408,6 +408,26 @@ def test_transparent_and_turned_images_are_what_a_viewer_shows(tmp_path: Path) -
             assert np.array_equal(square, np.asarray(wanted))
             coarse = pixels.read(np.array([0]), 16, generator(orientation))
             assert coarse.shape == (1, 16, 16, 3)
+            assert header.fingerprint.endswith(":shown") == (orientation != 1)
+
+
+@pytest.mark.parametrize("tag", [9, 0, "upright", b"\x06", ValueError("damaged")])
+def test_what_is_no_orientation_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: Any) -> None:
+    from PIL import ExifTags
+
+    def said(_image: Image.Image) -> dict[int, Any]:
+        if isinstance(tag, Exception):
+            raise tag
+        return {ExifTags.Base.Orientation: tag}
+
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 1
+    monkeypatch.setattr(Image.Image, "getexif", said)
+    pattern(1, 60, 40).save(tmp_path / "a.jpg", exif=exif)
+    header = read_header(ImageFile(str(tmp_path / "a.jpg")))
+    assert (header.width, header.height) == (60, 40)
+    pixels = FilePixels((ImageFile(str(tmp_path / "a.jpg")),), np.array([[60, 40]]), 3, flip=False)
+    assert pixels.read(np.array([0]), 16, None).shape == (1, 16, 16, 3)
 
 
 def test_without_mirroring_left_stays_left(tmp_path: Path) -> None:
