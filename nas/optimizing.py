@@ -258,8 +258,11 @@ def _column(returned: Any, name: str, count: int) -> tuple[Values, str | None]:
     if name not in returned:
         return missing, f"evaluate did not return '{name}', only {list(returned.keys())}"
     try:
-        values = np.asarray(returned[name], dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        given = returned[name]
+        given = given.detach() if hasattr(given, "detach") else given  # of torch, outside of no_grad
+        values = np.ma.filled(np.ma.asarray(given, dtype=np.float64), np.nan) if np.ma.isMaskedArray(given) else given
+        values = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
         return missing, f"evaluate returned no numbers for {name} ({error})"
     if values.shape != (count,):
         return missing, f"evaluate returned {name} of shape {values.shape} for {count} architectures"

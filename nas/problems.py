@@ -102,6 +102,8 @@ def _on_rows(space: SearchSpace, name: str, function: Known) -> Callable[[Rows],
     architecture twice, for it may be slow.
     """
     owner = getattr(function, "__self__", function)
+    if isinstance(owner, Cost):
+        _check_cost(space, name, owner)
     arrays = isinstance(owner, Cost) or owner == space or (isinstance(owner, LatencyTable) and owner.space == space)
     if arrays:
         return lambda rows: _checked(space, name, function(rows), rows)  # type: ignore[arg-type]
@@ -116,6 +118,18 @@ def _on_rows(space: SearchSpace, name: str, function: Known) -> Callable[[Rows],
         return np.array([remembered[key] for key in keys])
 
     return values
+
+
+def _check_cost(space: SearchSpace, name: str, cost: Cost) -> None:
+    """Refuse tables of look-ups whose options are not those of the space, such as those of the whole space for a part of it."""
+    for factor in cost.factors:
+        for gene, length in zip(factor.genes, factor.table.shape, strict=True):
+            if gene >= len(space.genes) or space.lengths[gene] != length:
+                raise UserError(
+                    f"known['{name}'] is a cost of another space: it has {length} options where {space.key} has others",
+                    allowed="A cost that this space, restrictions included, has made",
+                    next_step="Make it with this space: space.cost(...), or give a function of architectures",
+                )
 
 
 def _checked(space: SearchSpace, name: str, returned: Any, rows: Rows) -> Values:

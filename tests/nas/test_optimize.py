@@ -316,3 +316,37 @@ def test_an_unreachable_known_limit_is_answered_with_what_is_reachable() -> None
     with pytest.raises(nas.UserError, match=r"nearest network is .* with size 0") as caught:
         nas.optimize(SPACE, Counted(), objectives=BOTH, known={"size": size}, limits={"size": -0.5})
     assert caught.value.next_step == "Relax the limits to what it has"
+
+
+def test_a_cost_of_the_whole_space_is_not_taken_for_one_of_a_part() -> None:
+    """Its tables go by the options' numbers, which are others after a restriction."""
+    whole = nas.space("small-mobilenet", width=0.25, image=28)
+    part = whole.restrict(kernel=[5], depth=[2, 3])
+    known = {"cost": whole.cost(lambda layer: layer.macs)}
+
+    def size(archs: list[nas.Architecture]) -> dict[str, np.ndarray]:
+        return {"size": np.asarray(part.params(archs), float)}
+
+    given = {"objectives": {"size": "max"}, "limits": {"cost": 8e6}, "budget": 4, "seed": 0}
+    with pytest.raises(nas.UserError, match="is a cost of another space"):
+        nas.optimize(part, size, known=known, **given)
+    found = nas.optimize(part, size, known={"cost": part.cost(lambda layer: layer.macs)}, **given)
+    assert np.array_equal(found.trials["cost"], part.macs(list(found.trials["architecture"])))
+
+
+def test_masked_values_are_none_and_gradients_are_no_matter() -> None:
+    import torch
+
+    space = nas.SearchSpace({f"g{i}": [0, 1, 2, 3] for i in range(4)}, name="t")
+
+    def total(archs: list[nas.Architecture]) -> np.ndarray:
+        return space.to_array(archs).sum(axis=1).astype(float)
+
+    tracked = nas.optimize(
+        space, lambda archs: {"a": torch.tensor(total(archs), requires_grad=True)}, objectives={"a": "max"}, budget=10, seed=0
+    )
+    assert np.array_equal(tracked.trials["a"], total(list(tracked.trials["architecture"])))
+    with pytest.raises(nas.UserError, match="returned a = nan"):
+        nas.optimize(
+            space, lambda archs: {"a": np.ma.masked_array(total(archs), True)}, objectives={"a": "max"}, budget=10, seed=0
+        )
