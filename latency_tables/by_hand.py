@@ -155,19 +155,19 @@ def timing_kit(
     return writer.finish(about)
 
 
-def replayed(folder: Path, name: str, *, results: Path | None = None) -> tuple[Device, dict[str, Any]]:
-    """A device that answers with what a kit of `timing_kit` brought back, once; and what the kit is about.
+def replayed(kit: Kit, results: Path, name: str) -> Device:
+    """A device that answers with what a kit brought back, once.
 
     Args:
+        results: the file, ``results.json`` in the kit's folder where it was run.
         name: of the device.
-        results: default: ``results.json`` in the folder.
 
     Raises:
         UserError: results that are missing, half-written, of another kit, or make no sense.
     """
-    kit, facts, found = _brought_back(folder, results)
-    device = _Replay(kit.device, kit.options, PRECISIONS[kit.device], place=name, facts=facts, kit=kit, found=found)
-    return device, kit.about
+    again = f"Run the kit there to its end: python3 {SCRIPT}, and bring results.json back"
+    facts, found = read_results(results, kit, again=again)
+    return _Replay(kit.device, kit.options, PRECISIONS[kit.device], place=name, facts=facts, kit=kit, found=found)
 
 
 def _writer(folder: Path, kind: str, options: Options, plan: Plan, seed: int) -> KitWriter:
@@ -178,12 +178,6 @@ def _writer(folder: Path, kind: str, options: Options, plan: Plan, seed: int) ->
             f"a kit for '{kind}'", allowed=f"A kit runs: {', '.join(PROVIDERS)}", next_step="Choose one with --device"
         )
     return KitWriter(folder, kind, options, plan, seed)
-
-
-def _brought_back(folder: Path, results: Path | None) -> tuple[Kit, dict[str, Any], dict[str, Measurement | Failure]]:
-    kit = read_kit(folder)
-    again = f"Run the kit there to its end: python3 {SCRIPT}, and bring results.json back"
-    return kit, *read_results(results or folder / "results.json", kit, again=again)
 
 
 @dataclass(frozen=True)
@@ -231,8 +225,8 @@ def import_kit(
         raise UserError(
             f"{out} is there already", allowed="A new file", next_step="Choose another --out or --name, or remove it"
         )
-    kit, facts, found = _brought_back(folder, results)
-    device = _Replay(kit.device, kit.options, PRECISIONS[kit.device], place=name, facts=facts, kit=kit, found=found)
+    kit = read_kit(folder)
+    device = replayed(kit, results or folder / "results.json", name)
     with _as_made(folder):
         about = record(_About, kit.about)
     space = space or from_dict(about.space)

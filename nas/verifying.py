@@ -122,17 +122,16 @@ def verify_by_kit(
         UserError: as `verify_run`; results that make no sense, or of another device or machine than its table; or files that
             were exported again since.
     """
-    about = read_kit(kit).about
-    made_for = str(about.get("device"))
+    made = read_kit(kit)
+    made_for = str(made.about.get("device"))
     if device not in (None, made_for):
         raise UserError(
             f"{kit} was made for {made_for}, not for {device}", allowed="The kit's own device", next_step="Leave --device out"
         )
-    answers, _ = replayed(kit, made_for, results=results)
+    answers = replayed(made, results or kit / "results.json", made_for)
     _check_machine(run, answers, kit)
-    device = made_for
-    _, _, everyone = _everyone(run, device)
-    if about.get("verifies") != {c.id: c.sha256 for c in everyone}:
+    _, _, everyone = _everyone(run, made_for)
+    if made.about.get("verifies") != {c.id: c.sha256 for c in everyone}:
         raise UserError(
             f"{kit} does not hold what {run.path} has now",
             allowed="A kit of the exported files as they are, of INT8 twins and files of nas compare, too",

@@ -123,11 +123,12 @@ class Crew:
     def _worker(self) -> str:
         """The command that scores what this process waits for."""
         place = self.archive.place
-        own = place.is_file and Path(str(place)).resolve() == self.run.study.resolve()
-        url = (
-            "" if own else f" --storage sqlite:///{place}" if place.is_file else " --storage URL"
-        )  # which has a password in it
-        return f"nas worker {shlex.quote(str(self.run.path))}{url}"
+        words = ["nas", "worker", str(self.run.path)]
+        if not place.is_file:
+            words += ["--storage", "URL"]  # the real one has a password in it
+        elif Path(str(place)).resolve() != self.run.study.resolve():
+            words += ["--storage", f"sqlite:///{place}"]
+        return shlex.join(words)
 
     def serve(self, idle: float) -> None:
         """Evaluate what comes until `stop`, or until there was nothing to do for so many seconds."""

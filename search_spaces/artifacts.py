@@ -87,9 +87,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with _held(folder):
             temporary = folder / path.name
             yield temporary
-            if temporary.stat().st_mode & 0o777 != (mode := _usual_mode(folder)):  # some writers keep theirs to themselves
+            if not temporary.stat().st_mode & 0o077:  # some writers keep theirs to themselves
                 with suppress(OSError):  # on file systems that have no permissions
-                    temporary.chmod(mode)
+                    temporary.chmod(_usual_mode(folder))
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(path)
