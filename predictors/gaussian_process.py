@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
+from scipy.linalg import LinAlgError, cho_solve, cholesky, lapack, solve_triangular
 from scipy.optimize import minimize
 
-from predictors.kernel import GeneKernel, option_effects
+from predictors.kernel import GeneKernel, Sample, option_effects
 from search_spaces import SearchSpace
 
 __all__ = ["ArchitectureProcess", "Weights"]
@@ -22,7 +22,8 @@ ITERATIONS = 60
 MOST_FOR_WEIGHTS = 300  # weights are learnt from at most so many rows; the posterior uses all
 PRIOR_WIDTH = 1.5  # of the logarithms of weights: a gene may matter some twenty times more than another one
 FARTHEST = 15.0  # of those logarithms from the prior's means, so that no line search tries what overflows
-_JITTER = 1e-6
+_JITTER = 1e-6  # of the variance of the values, in the covariance of the fitted ones
+_ROUNDING = 1e-8  # in that of draws, far above what rounding can make negative
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,21 @@ class Weights:
         return float(np.exp(self.both) + np.exp(self.alone).sum() + np.exp(self.pairs))
 
 
+@dataclass(frozen=True)
+class _Side:
+    """Rows as one side of a covariance.
+
+    Attributes:
+        near: what the distance adds up for a state of the other side, (states, rows).
+        own: what it has of the rows alone, (rows,).
+        alone: what the sum over genes lacks for a state of the other side, (states, rows).
+    """
+
+    near: Values
+    own: Values
+    alone: Values
+
+
 class ArchitectureProcess:
     """Gaussian process regression with the covariance ``sum over genes + its square + exp(-distance)``, each weighted.
 
@@ -84,17 +100,13 @@ class ArchitectureProcess:
         self.center_, self.scale_ = float(values.mean()), float(values.std()) or 1.0
         target = (values - self.center_) / self.scale_
         self.kernel = GeneKernel(self.space, option_effects(self.space, rows, values))
-        hot = self.kernel.one_hot(rows)
-        prior = self._prior(hot)
-        # Every k-th row, with the last ones, which a search has placed where it matters.
-        few = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_FOR_WEIGHTS)).astype(int))
-        first = prior if self.start is None else self.start
-        self.weights_ = self._fit_weights(hot[few], target[few], first, prior)
-        self._hot = hot
-        covariance = self._between(hot, hot)
+        self.weights_ = self._fit_weights(rows, target)
+        self._fitted = self._side(rows)
+        covariance = self._between(self.kernel.one_hot(rows), self._fitted)
         covariance[np.diag_indices(len(rows))] += np.exp(self.weights_.noise) + _JITTER
         self._root = cholesky(covariance, lower=True)
         self._solved = cho_solve((self._root, True), target)
+        self._additive = self._sums()
         self.evidence_ = -float(
             0.5 * target @ self._solved + np.log(np.diag(self._root)).sum() + len(rows) * np.log(self.scale_)
         )
@@ -102,11 +114,16 @@ class ArchitectureProcess:
 
     # ---- weights --------------------------------------------------------------------------------------------
 
-    def _fit_weights(self, hot: Values, target: Values, first: Weights, prior: Weights) -> Weights:
-        if not self.iterations:
-            return first
+    def _fit_weights(self, rows: Rows, target: Values) -> Weights:
+        if self.start is not None and not self.iterations:
+            return self.start
+        # Every k-th row, with the last ones, which a search has placed where it matters.
+        few = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_FOR_WEIGHTS)).astype(int))
+        sample = self.kernel.sample(rows[few])
+        prior = self._prior(sample)
+        first = prior if self.start is None else self.start
         found = minimize(
-            lambda flat: self._loss(first.like(flat), hot, target, prior),
+            lambda flat: self._loss(first.like(flat), sample, target[few], prior),
             first.flat(),
             jac=True,
             method="L-BFGS-B",
@@ -115,27 +132,25 @@ class ArchitectureProcess:
         )
         return first.like(found.x)
 
-    def _prior(self, hot: Values) -> Weights:
+    def _prior(self, sample: Sample) -> Weights:
         """Means of the weights: random networks are a distance of 2 apart, half of the variance belongs to single genes."""
         count = len(self.kernel.terms)
-        shares = hot.mean(axis=0)
-        total = max(1.0, float(self.kernel.collect(np.outer(shares, shares)).sum()))
+        total = max(1.0, float(sample.distances(np.ones(count)).mean()))
         near = np.full(count, np.log(1.5 / total))
-        spread = 2 * float((hot @ self.kernel.counts).var(axis=0).sum())
-        counts = np.full(self.kernel.counts.shape[1], np.log(0.5 / max(spread, 1e-9)))
+        spread = 2 * float(sample.counts.var(axis=0).sum())
+        counts = np.full(sample.counts.shape[1], np.log(0.5 / max(spread, 1e-9)))
         alone = np.full(count, -np.log(max(1, count)))
         return Weights(near, alone, counts, np.log(0.5), np.log(0.1), np.log(1e-3))
 
-    def _loss(self, weights: Weights, hot: Values, target: Values, prior: Weights) -> tuple[float, Values]:
+    def _loss(self, weights: Weights, sample: Sample, target: Values, prior: Weights) -> tuple[float, Values]:
         """Negative log posterior of the weights, and its gradient."""
         count = len(target)
         near, alone, by_count = np.exp(weights.near), np.exp(weights.alone), np.exp(weights.counts)
         both, pairs, noise = np.exp([weights.both, weights.pairs, weights.noise])
-        counts = hot @ self.kernel.counts
-        distance = hot @ self.kernel.table(near) @ hot.T + _apart(counts, counts, by_count)
-        together = both * np.exp(-distance)
+        counts = sample.counts
+        together = both * np.exp(-(sample.distances(near) + _apart(counts, by_count)))
         total = alone.sum()
-        apart = total - hot @ self.kernel.table(alone) @ hot.T
+        apart = total - sample.distances(alone)
         squared = pairs / total**2 * apart**2
         covariance = together + apart + squared
         covariance[np.diag_indices(count)] += noise + _JITTER
@@ -144,13 +159,13 @@ class ArchitectureProcess:
         except (LinAlgError, ValueError):  # weights far outside; the line search steps back
             return 1e10, np.zeros(len(weights.flat()))
         solved = cho_solve((root, True), target, check_finite=False)
-        inverse = cho_solve((root, True), np.eye(count), check_finite=False)
+        inverse = _inverse(root)
         slope = 0.5 * (inverse - np.outer(solved, solved))  # of the likelihood, by the covariance
         far = slope * together
-        by_near = -near * self.kernel.collect(hot.T @ far @ hot)
+        by_near = -near * sample.collect(far)
         by_counts = -2 * by_count * (far.sum(axis=1) @ counts**2 - (counts * (far @ counts)).sum(axis=0))
         outer = slope * (1 + 2 * pairs / total**2 * apart)
-        by_alone = alone * (outer.sum() - self.kernel.collect(hot.T @ outer @ hot) - 2 / total * np.sum(slope * squared))
+        by_alone = alone * (outer.sum() - sample.collect(outer) - 2 / total * np.sum(slope * squared))
         others = [far.sum(), np.sum(slope * squared), noise * np.trace(slope)]
         gradient = np.concatenate([by_near, by_alone, by_counts, others])
         widths = np.append(np.full(len(gradient) - 1, PRIOR_WIDTH), 2.0)
@@ -160,24 +175,58 @@ class ArchitectureProcess:
 
     # ---- posterior ------------------------------------------------------------------------------------------
 
-    def _between(self, first: Values, second: Values) -> Values:
+    def _side(self, rows: Rows) -> _Side:
+        """What covariances with these rows need of them."""
+        weights, counts = self.weights_, self.kernel.one_hot(rows) @ self.kernel.counts
+        weighted = counts * np.exp(weights.counts)
+        near = self.kernel.reach(rows, np.exp(weights.near)) - 2 * weighted @ self.kernel.counts.T
+        return _Side(near.T, (weighted * counts).sum(axis=1), self.kernel.reach(rows, np.exp(weights.alone)).T)
+
+    def _interaction(self, first: Values, second: _Side) -> Values:
+        """The covariance's exponential part between one-hot rows, (N, M)."""
+        own = (first @ self.kernel.counts) ** 2 @ np.exp(self.weights_.counts)
+        distance = first @ second.near
+        distance += own[:, None] + second.own
+        np.exp(np.negative(distance, out=distance), out=distance)
+        distance *= np.exp(self.weights_.both)
+        return distance
+
+    def _between(self, first: Values, second: _Side) -> Values:
         """Covariance of the function between one-hot rows, (N, M)."""
-        weights = self.weights_
-        alone = np.exp(weights.alone).sum() - first @ (self.kernel.table(np.exp(weights.alone)) @ second.T)
-        distance = first @ (self.kernel.table(np.exp(weights.near)) @ second.T)
-        distance += _apart(first @ self.kernel.counts, second @ self.kernel.counts, np.exp(weights.counts))
-        squared = np.exp(weights.pairs) * (alone / np.exp(weights.alone).sum()) ** 2
-        result: Values = np.exp(weights.both) * np.exp(-distance) + alone + squared
+        total = np.exp(self.weights_.alone).sum()
+        alone = total - first @ second.alone
+        result: Values = self._interaction(first, second) + alone + np.exp(self.weights_.pairs) / total**2 * alone**2
         return result
 
     def _covariance(self, rows: Rows) -> Values:
         """With the fitted rows, (N, fitted)."""
-        return self._between(self.kernel.one_hot(rows), self._hot)
+        return self._between(self.kernel.one_hot(rows), self._fitted)
+
+    def _sums(self) -> tuple[Values, Values] | None:
+        """What the sum over genes and its square add to the mean: ``hot @ linear + hot @ quadratic @ hot``.
+
+        Sums over the fitted rows, taken once instead of for every prediction. None where the rows are fewer than the states.
+        """
+        if len(self._fitted.alone) > len(self._solved):
+            return None
+        total, solved = np.exp(self.weights_.alone).sum(), self._solved
+        alone, pairs = self._fitted.alone, np.exp(self.weights_.pairs) / total**2
+        along = alone @ solved
+        quadratic = pairs * (alone * solved) @ alone.T
+        # Every row has as many ones as there are genes: a constant is a linear term.
+        constant = (total + pairs * total**2) * solved.sum() / len(self.space.genes)
+        return constant - (1 + 2 * pairs * total) * along, quadratic
 
     def mean(self, rows: Rows) -> Values:
         """Posterior mean, (N,)."""
-        mean: Values = self._covariance(rows) @ self._solved * self.scale_ + self.center_
-        return mean
+        hot = self.kernel.one_hot(rows)
+        if self._additive is None:
+            mean = self._between(hot, self._fitted) @ self._solved
+        else:
+            linear, quadratic = self._additive
+            mean = self._interaction(hot, self._fitted) @ self._solved
+            mean += hot @ linear + np.einsum("ns,ns->n", hot @ quadratic, hot)
+        return mean * self.scale_ + self.center_  # type: ignore[no-any-return]
 
     def predict(self, rows: Rows, *, noise: bool = True) -> tuple[Values, Values]:
         """Posterior mean and standard deviation, (N,) each; of a new measurement, or without its noise."""
@@ -190,7 +239,7 @@ class ArchitectureProcess:
 
     def residuals(self, left_out: Sequence[NDArray[np.intp]]) -> Values:
         """Prediction minus value of the fitted rows, each part predicted from all others in closed form, (N,)."""
-        inverse = cho_solve((self._root, True), np.eye(len(self._solved)))
+        inverse = _inverse(self._root)
         found = np.empty(len(self._solved))
         for part in left_out:
             found[part] = -np.linalg.solve(inverse[np.ix_(part, part)], self._solved[part]) * self.scale_
@@ -199,15 +248,22 @@ class ArchitectureProcess:
     def sample(self, rows: Rows, count: int, rng: np.random.Generator) -> Values:
         """Joint draws of the function without measurement noise, (count, N)."""
         hot = self.kernel.one_hot(rows)
-        covariance = self._between(hot, self._hot)
+        covariance = self._between(hot, self._fitted)
         explained = solve_triangular(self._root, covariance.T, lower=True, check_finite=False)
-        left = self._between(hot, hot) - explained.T @ explained
-        spread, axes = np.linalg.eigh(left)
-        draws = rng.normal(size=(count, len(rows))) * np.sqrt(np.maximum(spread, 0.0)) @ axes.T
+        left = self._between(hot, self._side(rows)) - explained.T @ explained
+        left[np.diag_indices(len(rows))] += _ROUNDING
+        draws = rng.normal(size=(count, len(rows))) @ cholesky(left, lower=True, overwrite_a=True, check_finite=False).T
         return (draws + covariance @ self._solved) * self.scale_ + self.center_  # type: ignore[no-any-return]
 
 
-def _apart(first: Values, second: Values, weights: Values) -> Values:
-    """Weighted sums of squared differences between rows, (N, M)."""
-    sums = (first**2 @ weights)[:, None] + (second**2 @ weights)[None, :] - 2 * (first * weights) @ second.T
-    return np.maximum(sums, 0.0)
+def _apart(values: Values, weights: Values) -> Values:
+    """Weighted sums of squared differences between rows, (N, N)."""
+    own = values**2 @ weights
+    return np.maximum(own[:, None] + own - 2 * (values * weights) @ values.T, 0.0)
+
+
+def _inverse(root: Values) -> Values:
+    """Of the matrix that has this lower Cholesky factor."""
+    half, _ = lapack.dpotri(root, lower=1)
+    half = np.tril(half)
+    return half + np.tril(half, -1).T  # type: ignore[no-any-return]

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from search_spaces import SearchSpace
 from search_spaces.architecture import Value
 
-__all__ = ["GeneKernel", "Term", "option_effects"]
+__all__ = ["GeneKernel", "Sample", "Term", "option_effects"]
 
 Values = NDArray[np.float64]
 Options = tuple[Value, ...]
+
+MOST_SHARED = 100
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,12 @@ class Term:
     """One way in which two networks can differ at one gene.
 
     Attributes:
+        gene: its place in the space.
         states: the gene's columns of `GeneKernel.one_hot`.
         distance: between the gene's states, (states, states), in 0..1.
     """
 
+    gene: int
     states: slice
     distance: Values
 
@@ -38,8 +42,8 @@ class GeneKernel:
     A gene contributes up to three terms: whether two networks take different options; for three or more numbers, how
     many options lie between them; and how far apart the options are in effect, where many genes share their options.
     Where a gene has no effect is a state of its own. Weights decide which terms matter, so nothing has to be known
-    about a space: kernel sizes, widths and the numbered operations of a cell are told apart by the data. Matrices over
-    N and M architectures are products of one-hot rows with a small table.
+    about a space: kernel sizes, widths and the numbered operations of a cell are told apart by the data. Distances of
+    N and M architectures are a product: how far each of the N is from every state, by the one-hot rows of the M.
 
     Args:
         effects: options -> the place of each one on a line, as `option_effects` finds it.
@@ -64,20 +68,23 @@ class GeneKernel:
             count, options = states.stop - states.start, len(gene.options)
             if count < 2:
                 continue
-            found.append(Term(states, 1.0 - np.eye(count)))
+            found.append(Term(index, states, 1.0 - np.eye(count)))
             numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in gene.options)
             if numbers and options > 2:
-                found.append(Term(states, _along(np.argsort(np.argsort(np.array(gene.options, dtype=np.float64))), count)))
+                places = np.argsort(np.argsort(np.array(gene.options, dtype=np.float64)))
+                found.append(Term(index, states, _along(places, count)))
             if gene.options in self.effects:
-                found.append(Term(states, _along(self.effects[gene.options], count)))
+                found.append(Term(index, states, _along(self.effects[gene.options], count)))
         return tuple(found)
 
+    def states(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The state of every gene of canonical rows, counted from the gene's first, (N, genes)."""
+        return np.where(self.space.active(rows), rows, self.space.lengths)
+
     def one_hot(self, rows: NDArray[np.int64]) -> Values:
-        """The state of every gene of canonical rows, (N, states), one 1 per gene."""
-        active = self.space.active(rows)
-        state = self._first[:-1] + np.where(active, rows, self.space.lengths)
+        """The states of canonical rows, (N, states), one 1 per gene."""
         features = np.zeros((len(rows), int(self._first[-1])))
-        np.put_along_axis(features, state, 1.0, axis=1)
+        np.put_along_axis(features, self._first[:-1] + self.states(rows), 1.0, axis=1)
         return features
 
     @cached_property
@@ -94,16 +101,50 @@ class GeneKernel:
                 columns.append(column)
         return np.stack(columns, axis=1) if columns else np.zeros((int(self._first[-1]), 0))
 
-    def table(self, weights: Values) -> Values:
-        """The weighted distances between states, (states, states): ``one_hot(a) @ table @ one_hot(b).T`` is the distance."""
-        table = np.zeros((int(self._first[-1]), int(self._first[-1])))
+    def reach(self, rows: NDArray[np.int64], weights: Values) -> Values:
+        """How far rows are from every state, (N, states): ``reach(a) @ one_hot(b).T`` are the weighted distances."""
+        states, found = self.states(rows), np.zeros((len(rows), int(self._first[-1])))
         for weight, term in zip(weights, self.terms, strict=True):
-            table[term.states, term.states] += weight * term.distance
-        return table
+            found[:, term.states] += weight * term.distance[states[:, term.gene]]
+        return found
 
-    def collect(self, pairs: Values) -> Values:
-        """The derivative by the weights, (terms,), of a function whose derivative by the table is ``pairs``."""
-        return np.array([np.sum(term.distance * pairs[term.states, term.states]) for term in self.terms])
+    def sample(self, rows: NDArray[np.int64]) -> Sample:
+        """Rows (N, genes) whose distances from each other are asked for under many weights."""
+        hot, states = self.one_hot(rows), self.states(rows)
+        seen = hot.max(axis=0, initial=0.0) > 0
+        column = np.cumsum(seen)
+        parts = []
+        for term in self.terms:
+            first, stop = (int(column[at - 1]) if at else 0 for at in (term.states.start, term.states.stop))
+            parts.append((slice(first, stop), term.distance[states[:, term.gene]][:, seen[term.states]]))
+        return Sample(hot[:, seen], hot @ self.counts, tuple(parts))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows among themselves: what does not depend on weights, and only the states that occur.
+
+    Attributes:
+        hot: which state each gene has, (N, states that occur).
+        counts: which share of genes takes an option, (N, options): see `GeneKernel.counts`.
+        parts: of every term, its columns of ``hot`` and how far each row is from those states.
+    """
+
+    hot: Values
+    counts: Values
+    parts: tuple[tuple[slice, Values], ...]
+
+    def distances(self, weights: Values) -> Values:
+        """Weighted distances of the rows, (N, N)."""
+        reach = np.zeros_like(self.hot)
+        for weight, (columns, part) in zip(weights, self.parts, strict=True):
+            reach[:, columns] += weight * part
+        return reach @ self.hot.T
+
+    def collect(self, slopes: Values) -> Values:
+        """The derivative by the weights, (terms,), of a function whose derivative by the distances is ``slopes`` (N, N)."""
+        along = slopes @ self.hot
+        return np.array([np.vdot(along[:, columns], part) for columns, part in self.parts])
 
 
 def _along(places: NDArray[Any], count: int) -> Values:
@@ -114,12 +155,15 @@ def _along(places: NDArray[Any], count: int) -> Values:
 
 
 def shared_options(space: SearchSpace) -> dict[Options, list[int]]:
-    """Two or more options that several genes have in common, and these genes."""
+    """Two or more options that several genes have in common, and these genes.
+
+    Not of hundreds of options: each is taken too rarely for its effects or its number to say anything.
+    """
     shared: dict[Options, list[int]] = {}
     for index, gene in enumerate(space.genes):
         if len(gene.options) > 1:
             shared.setdefault(gene.options, []).append(index)
-    return {options: genes for options, genes in shared.items() if len(genes) > 1}
+    return {options: genes for options, genes in shared.items() if len(genes) > 1 and len(options) <= MOST_SHARED}
 
 
 def option_effects(space: SearchSpace, rows: NDArray[np.int64], values: Values) -> dict[Options, Values]:

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 
 import search_spaces
 from predictors.models import AUTO, FOLDS, HIDDEN_LAYERS, PREDICTORS, folds
+from predictors.threads import one_thread
 from search_spaces import Architecture, SearchSpace
 from search_spaces.artifacts import read_json, write_json
 from search_spaces.errors import UserError, unknown_name
@@ -69,6 +70,7 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
         self.shares = shares
         self.hidden_layer_sizes = hidden_layer_sizes
 
+    @one_thread()
     def fit(self, archs: Archs, values: ArrayLike) -> ArchitecturePredictor:
         """Fit to measured values, (N,).
 

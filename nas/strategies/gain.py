@@ -21,15 +21,23 @@ def directions(count: int, objectives: int, rng: np.random.Generator) -> Values:
 
 
 def _reach(costs: Values, rays: Values) -> NDArray[np.float32]:
-    """How far along each ray from the reference point (the origin) a network dominates: (..., rays).
+    """How far along each ray from the reference point (the origin) every network dominates: (networks, draws, rays).
 
     The mean over rays of the m-th power is the dominated hypervolume up to a constant (random hypervolume
     scalarisations, Zhang and Golovin 2020), so that the gain of a network is a difference to the best one on each ray.
     """
-    reach = np.full((*costs.shape[:-1], len(rays)), np.inf, dtype=np.float32)
-    for column, part in enumerate(np.moveaxis(costs, -1, 0)):
-        np.minimum(reach, np.maximum(-part, 0.0)[..., None].astype(np.float32) / rays[:, column].astype(np.float32), out=reach)
-    return reach ** costs.shape[-1]  # type: ignore[no-any-return]
+    better = np.maximum(-costs.transpose(1, 2, 0), 0.0).astype(np.float32)  # (networks, objectives, draws)
+    slopes = (1.0 / rays.T).astype(np.float32)
+    reach = np.empty((len(better), better.shape[2], len(rays)), dtype=np.float32)
+    part = np.empty_like(reach[0])
+    for of_network, parts in zip(reach, better, strict=True):  # one after the other: each fits the processor's cache
+        np.outer(parts[0], slopes[0], out=of_network)
+        for values, slope in zip(parts[1:], slopes[1:], strict=True):
+            np.minimum(of_network, np.outer(values, slope, out=part), out=of_network)
+        part[:] = of_network
+        for _ in parts[1:]:
+            of_network *= part
+    return reach
 
 
 def choose_batch(costs: Values, within: NDArray[np.bool_], known: int, n: int, rays: Values) -> list[int]:
@@ -47,9 +55,8 @@ def choose_batch(costs: Values, within: NDArray[np.bool_], known: int, n: int, r
     Returns:
         Chosen candidates, counted from ``known``; of equal gains the first.
     """
-    reach = _reach(costs, rays) * within[..., None]
-    best = reach[:, :known].max(axis=1, initial=0.0)  # (draws, rays)
-    reach = np.ascontiguousarray(reach[:, known:].swapaxes(0, 1))  # (candidates, draws, rays)
+    reach = _reach(np.where(within[..., None], costs, np.inf), rays)
+    best, reach = reach[:known].max(axis=0, initial=0.0), reach[known:]  # (draws, rays), (candidates, draws, rays)
     gains = np.array([np.maximum(candidate - best, 0.0).mean() for candidate in reach])
     queue = [(-gain, index) for index, gain in enumerate(gains.tolist())]
     heapq.heapify(queue)

@@ -11,6 +11,7 @@ from nas.selection import survivors
 from nas.strategies.gain import choose_batch, directions
 from nas.strategies.models import Broken, Model
 from nas.strategies.task import Archive, Rows, Task, Values
+from predictors.threads import one_thread
 
 __all__ = ["Surrogate"]
 
@@ -43,6 +44,7 @@ class Surrogate:
     def tell(self, rows: Rows, values: Values) -> None:
         self.archive.add(rows, values)
 
+    @one_thread()
     def ask(self, n: int) -> Rows:
         first = max(2, min(FIRST, self.task.budget // 2))
         if len(self.archive) < first:

@@ -35,23 +35,45 @@ def process(data: tuple[np.ndarray, np.ndarray]) -> ArchitectureProcess:
 def test_the_gradient_of_the_loss_is_that_of_finite_differences(
     process: ArchitectureProcess, data: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    hot, target = process.kernel.one_hot(data[0][:30]), (data[1][:30] - data[1][:30].mean()) / data[1][:30].std()
-    prior = process._prior(hot)
+    sample, target = process.kernel.sample(data[0][:30]), (data[1][:30] - data[1][:30].mean()) / data[1][:30].std()
+    prior = process._prior(sample)
     at = prior.flat() + 0.3 * np.random.default_rng(1).normal(size=len(prior.flat()))
-    value, gradient = process._loss(prior.like(at), hot, target, prior)
+    value, gradient = process._loss(prior.like(at), sample, target, prior)
     assert np.isfinite(value)
-    slow = approx_fprime(at, lambda flat: process._loss(prior.like(flat), hot, target, prior)[0], 1e-6)
+    slow = approx_fprime(at, lambda flat: process._loss(prior.like(flat), sample, target, prior)[0], 1e-6)
     np.testing.assert_allclose(gradient, slow, rtol=1e-3, atol=1e-3)
+
+
+def test_distances_are_sums_over_the_genes(process: ArchitectureProcess, data: tuple[np.ndarray, np.ndarray]) -> None:
+    kernel, rows = process.kernel, data[0][:9]
+    weights = np.random.default_rng(0).random(len(kernel.terms))
+    states = kernel.states(rows)
+    slow = sum(
+        weight * term.distance[np.ix_(states[:, term.gene], states[:, term.gene])]
+        for weight, term in zip(weights, kernel.terms, strict=True)
+    )
+    np.testing.assert_allclose(kernel.reach(rows, weights) @ kernel.one_hot(rows).T, slow, atol=1e-12)
+    few = kernel.sample(rows)
+    assert few.hot.shape[1] < kernel.one_hot(rows).shape[1]  # only the states that occur
+    np.testing.assert_allclose(few.distances(weights), slow, atol=1e-12)
+
+
+def test_genes_with_thousands_of_options_take_no_tables_of_all_pairs() -> None:
+    fine = SearchSpace({"rate": list(range(1500)), "op": ["a", "b", "c"]}, name="fine")
+    rows = fine.to_array(fine.sample(80, seed=0))
+    values = np.sin(rows[:, 0] / 300) + rows[:, 1]
+    process = ArchitectureProcess(fine).fit(rows[:60], values[:60])
+    assert np.sqrt(np.mean((process.mean(rows[60:]) - values[60:]) ** 2)) < 0.2 * values.std()
 
 
 @pytest.mark.parametrize("far", [-FARTHEST, FARTHEST])
 def test_the_loss_is_finite_wherever_weights_are_searched(
     process: ArchitectureProcess, data: tuple[np.ndarray, np.ndarray], far: float
 ) -> None:
-    hot = process.kernel.one_hot(data[0][:40])
-    prior = process._prior(hot)
+    sample = process.kernel.sample(data[0][:40])
+    prior = process._prior(sample)
     with np.errstate(over="raise", invalid="raise"):
-        loss, gradient = process._loss(prior.like(prior.flat() + far), hot, data[1][:40], prior)
+        loss, gradient = process._loss(prior.like(prior.flat() + far), sample, data[1][:40], prior)
     assert np.isfinite(loss)
     assert np.isfinite(gradient).all()
 
