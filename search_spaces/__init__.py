@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from search_spaces.architecture import Architecture
@@ -49,17 +50,45 @@ def build(name: str, **parameters: Any) -> SearchSpace:
     """A built-in space by name, e.g. ``build("ofa-mobilenet-v3", width=1.2)``.
 
     Raises:
-        UserError: an unknown name or parameter, or a parameter out of range.
+        UserError: an unknown name or parameter, or a parameter of another kind or out of range.
     """
     if name not in FAMILIES:
         raise unknown_name("space", name, FAMILIES, command="nas spaces")
-    known = list(inspect.signature(FAMILIES[name]).parameters)
+    known = inspect.signature(FAMILIES[name]).parameters
     for parameter, value in parameters.items():
         if parameter not in known:
             raise unknown_name(f"parameter of {name}", parameter, known, command=f"nas spaces {name}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name} with {parameter}={value}", allowed="A finite number", next_step="Correct the parameter")
+        if value is None and known[parameter].default is None:
+            continue
+        # A width of 1 is the width 1.0: the key of the space, and with it every id, has the number in one form.
+        parameters[parameter] = _KINDS[known[parameter].annotation](name, parameter, value)
     return FAMILIES[name](**parameters)
+
+
+def _ratio(name: str, parameter: str, value: Any, allowed: str = "A finite number") -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise UserError(f"{name} with {parameter}={value!r}", allowed=allowed, next_step="Correct the parameter")
+    return float(value)
+
+
+def _count(name: str, parameter: str, value: Any, allowed: str = "A whole number") -> int:
+    number = _ratio(name, parameter, value, allowed)
+    if number != int(number):
+        raise UserError(f"{name} with {parameter}={value!r}", allowed=allowed, next_step="Correct the parameter")
+    return int(number)
+
+
+def _counts(name: str, parameter: str, value: Any) -> list[int]:
+    listed = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
+    return [_count(name, parameter, size, "A list of whole numbers") for size in listed]
+
+
+_KINDS: Mapping[str, Callable[[str, str, Any], Any]] = {
+    "float": _ratio,
+    "int": _count,
+    "Sequence[int]": _counts,
+    "Sequence[int] | None": _counts,
+}
 
 
 def rebuild(space: SearchSpace, **parameters: Any) -> SearchSpace:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,6 +34,11 @@ class Choice:
     length: int | None = None
     active_if: tuple[tuple[str, tuple[Value, ...]] | None, ...] | None = None
     at: tuple[tuple[Value, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(map(_plain, self.options)))
+        if self.at is not None:
+            object.__setattr__(self, "at", tuple(tuple(map(_plain, options)) for options in self.at))
 
     @classmethod
     def each(
@@ -303,17 +308,27 @@ def _plain(option: Any) -> Any:
 
 
 def as_choice(name: str, value: Sequence[Value] | Choice) -> Choice:
-    """A choice from a plain list of options; refuses an empty list and options that repeat."""
-    if isinstance(value, str):
+    """A choice from a plain list of options.
+
+    Raises:
+        UserError: what is no name, no list in order (a set has none), an empty list, options that repeat or are no plain
+            values, or rules of another number than positions.
+    """
+    if not isinstance(name, str) or not name:
+        raise UserError(f"a choice is named {name!r}", allowed="Names are texts", next_step="Write {name: options}")
+    if isinstance(value, (str, Set, Mapping)) or not isinstance(value, (Choice, Iterable)):
         raise UserError(
-            f"choice '{name}' is the text '{value}'", allowed="A list of options", next_step=f"Write for example: ['{value}']"
+            f"choice '{name}' is {value!r}, a {type(value).__name__}",
+            allowed="A list of options, in order, or a nas.Choice",
+            next_step=f"Write for example: {[value] if isinstance(value, str) else [1, 2, 3]}",
         )
-    choice = value if isinstance(value, Choice) else Choice(tuple(map(_plain, value)))
+    choice = value if isinstance(value, Choice) else Choice(tuple(value))
+    _check_positions(name, choice)
     for position, options in enumerate(choice.at or (choice.options,)):
-        if strange := [option for option in options if not isinstance(option, (int, float, str))]:
+        if strange := [option for option in options if not isinstance(option, (int, float, str)) or option != option]:
             raise UserError(
                 f"choice '{name}' has the option {strange[0]!r}, a {type(strange[0]).__name__}",
-                allowed="Options are numbers, texts, True or False",
+                allowed="Options are numbers, texts, True or False (nan is no number)",
                 next_step="Name the options, and translate the names where networks are built",
             )
         if not options or len(set(options)) != len(options):
@@ -326,11 +341,25 @@ def as_choice(name: str, value: Sequence[Value] | Choice) -> Choice:
     return choice
 
 
+def _check_positions(name: str, choice: Choice) -> None:
+    length = choice.length
+    if length is not None and (isinstance(length, bool) or not isinstance(length, (int, np.integer)) or length < 1):
+        raise UserError(f"choice '{name}' has length {length!r}", allowed="At least 1", next_step="Correct the Choice")
+    for what, parts in (("active_if", choice.active_if), ("at", choice.at)):
+        if parts is not None and len(parts) != (length or 1):
+            raise UserError(
+                f"choice '{name}' has {len(parts)} entries in {what}",
+                allowed=f"One for each of its positions, {length or 1}",
+                next_step="Correct the Choice",
+            )
+
+
 def genes_of(choices: Mapping[str, Choice]) -> tuple[Gene, ...]:
     """The columns of a space's rows: one gene per scalar choice, one per position of a list choice.
 
     Raises:
-        UserError: no choice, or a position that depends on a gene that does not exist.
+        UserError: no choice, or a position that depends on a gene that does not exist, on values that this gene does not
+            have, or in the end on itself.
     """
     if not choices:
         raise UserError("a space without choices", allowed="At least one choice is needed", next_step="Give {name: options}")
@@ -349,6 +378,29 @@ def genes_of(choices: Mapping[str, Choice]) -> tuple[Gene, ...]:
                 allowed=f"Genes: {', '.join(column)}",
                 next_step="Name one of them in active_if",
             )
-        parent, enabling = (None, ()) if rule is None else (column[rule[0]], rule[1])
+        parent, enabling = (None, ()) if rule is None else (column[rule[0]], tuple(map(_plain, rule[1])))
         genes.append(Gene(gene, name, choice.options_at(at), parent, enabling))
+    for found in genes:
+        _check_rule(found, genes)
     return tuple(genes)
+
+
+def _check_rule(gene: Gene, genes: Sequence[Gene]) -> None:
+    if gene.parent is None:
+        return
+    parent = genes[gene.parent]
+    if not gene.enabling or any(value not in parent.options for value in gene.enabling):
+        raise UserError(
+            f"{gene.name} has an effect where {parent.name} is one of {list(gene.enabling)}",
+            allowed=f"One or more of its options {list(parent.options)}",
+            next_step="Correct active_if",
+        )
+    above = [gene, parent]
+    while above[-1].parent is not None and len(above) <= len(genes):  # a circle above it is for another gene to tell
+        if above[-1] == gene:
+            raise UserError(
+                f"whether {gene.name} has an effect depends on itself: {' <- '.join(one.name for one in above)}",
+                allowed="Conditions lead from one choice to others, and never back",
+                next_step="Correct active_if",
+            )
+        above.append(genes[above[-1].parent])

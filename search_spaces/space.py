@@ -125,7 +125,7 @@ class SearchSpace(RowSpace):
         own = {"shrink": list(self.shrink), "unkeyed": list(self.unkeyed), "traits": self.traits}
         return {} if self.built_in else {name: value for name, value in own.items() if value}
 
-    def restrict(self, positions: Mapping[str, Sequence[Value]] | None = None, **choices: Sequence[Value]) -> SearchSpace:
+    def restrict(self, positions: Mapping[str, Sequence[Value]] | None = None, /, **choices: Sequence[Value]) -> SearchSpace:
         """The same space with fewer options: ``space.restrict(kernel=[3, 5])``, ``space.restrict({"depth[0]": [2]})``.
 
         By choice, every position keeps those of the options that it has; by position, it must have them all.
@@ -176,7 +176,7 @@ class SearchSpace(RowSpace):
 
     # ---- architectures and rows -----------------------------------------------------------------------------
 
-    def architecture(self, **values: Any) -> Architecture:
+    def architecture(self, /, **values: Any) -> Architecture:
         """An architecture from the values of all choices; a list choice takes a full-length list, or one value for all.
 
         Values at inactive positions are dropped (``None`` is accepted there).
@@ -247,21 +247,41 @@ class SearchSpace(RowSpace):
         listed = [archs] if isinstance(archs, Architecture) else list(archs)
         rows = np.zeros((len(listed), len(self.genes)), dtype=np.int64)
         for at, arch in enumerate(listed):
-            if arch.space != self.key:
-                raise UserError(
-                    f"architecture {arch.id} belongs to {arch.space}",
-                    allowed=f"This space is {self.key}",
-                    next_step="Build the architecture with this space, or use the space that it came from",
-                )
+            self._check_own(arch)
             flat = (v for _, value in arch.choices for v in (value if isinstance(value, tuple) else (value,)))
             for index, value in enumerate(flat):
                 if value is not None:
                     rows[at, index] = self._option_index(index, value)
         return rows
 
+    def _check_own(self, arch: Architecture) -> None:
+        if not isinstance(arch, Architecture):
+            raise UserError(
+                f"{arch!r:.80} is a {type(arch).__name__}",
+                allowed="Architectures, or an array of option indices",
+                next_step="Make one with space.architecture(...), space.sample(n) or space.from_array(rows)",
+            )
+        # Spaces of plain choices may share a name: what they choose from tells them apart.
+        lengths = (len(value) if isinstance(value, tuple) else None for _, value in arch.choices)
+        if arch.space != self.key or self._shape != tuple(zip((name for name, _ in arch.choices), lengths, strict=True)):
+            raise UserError(
+                f"architecture {arch.id} belongs to {arch.space} with {', '.join(name for name, _ in arch.choices)}",
+                allowed=f"This space is {self.key} with {', '.join(self.choices)}",
+                next_step="Build the architecture with this space, or use the space that it came from",
+            )
+
+    @cached_property
+    def _shape(self) -> tuple[tuple[str, int | None], ...]:
+        """Names of the choices and how many positions each has, as an architecture tells them."""
+        return tuple((name, choice.length) for name, choice in self.choices.items())
+
     def from_array(self, rows: Rows) -> list[Architecture]:
-        """Architectures of rows (any rows: they are canonicalised first)."""
-        rows = self.canonical(rows)
+        """Architectures of rows (N, genes) of option indices; they are canonicalised first.
+
+        Raises:
+            UserError: an array of another shape or type, or with an index that is not an option's.
+        """
+        rows = self.canonical(self._checked(np.asarray(rows)))
         active = self.active(rows)
         return [self._architecture(row, on) for row, on in zip(rows.tolist(), active.tolist(), strict=True)]
 
@@ -279,12 +299,12 @@ class SearchSpace(RowSpace):
         Raises:
             UserError: an array of another shape or type, or with an index that is not an option's.
         """
-        return self.canonical(self._checked(archs)) if isinstance(archs, np.ndarray) else self.to_array(archs)
+        return self.canonical(self._checked(archs))
 
     def _checked(self, archs: Archs) -> Rows:
         """Rows that are in the space, perhaps not canonical."""
-        if not isinstance(archs, np.ndarray):
-            return self.to_array(archs)
+        if not isinstance(archs, np.ndarray) or archs.dtype == object:
+            return self.to_array(archs)  # type: ignore[arg-type]
         if archs.ndim != 2 or archs.shape[1] != len(self.genes) or not np.issubdtype(archs.dtype, np.integer):
             raise UserError(
                 f"array of shape {archs.shape}, type {archs.dtype}",
@@ -308,8 +328,10 @@ class SearchSpace(RowSpace):
 
     def sample(self, n: int, seed: int | np.random.Generator = 0, *, per_gene: bool = False) -> list[Architecture]:
         """N independent random architectures, uniform over distinct networks (see `sample_rows` for ``per_gene``)."""
-        if isinstance(seed, int) and seed < 0:
-            raise UserError(f"seed {seed}", allowed="A whole number from 0", next_step="Give for example seed=0")
+        for what, number in (("n", n), ("seed", seed)):
+            whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool) and number >= 0
+            if not whole and not (what == "seed" and isinstance(number, np.random.Generator)):
+                raise UserError(f"{what}={number!r}", allowed="A whole number from 0", next_step=f"Give for example {what}=10")
         return self.from_array(self.sample_rows(n, np.random.default_rng(seed), per_gene=per_gene))
 
     def neighbours(self, arch: Architecture) -> list[Architecture]:

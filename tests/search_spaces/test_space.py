@@ -240,6 +240,40 @@ def test_numbers_of_numpy_are_options_like_any_others() -> None:
     json.dumps(space.largest.to_dict())
 
 
+def test_a_parameter_means_the_same_in_every_form() -> None:
+    plain = search_spaces.build("ofa-mobilenet-v3", width=1.0, classes=10, resolution=[128])
+    for parameters in (
+        {"width": 1, "classes": 10.0, "resolution": 128},
+        {"classes": np.int64(10), "resolution": np.array([128.0])},
+    ):
+        same = search_spaces.build("ofa-mobilenet-v3", **parameters)
+        assert same == plain
+        assert same.largest.id == plain.largest.id
+        json.dumps(same.to_dict())
+
+
+def test_choices_may_have_the_names_of_arguments() -> None:
+    space = SearchSpace({"self": [1, 2], "positions": [3, 4]})
+    arch = space.restrict(positions=[4]).architecture(self=1, positions=4)
+    assert (arch["self"], arch["positions"]) == (1, 4)
+
+
+def test_architectures_of_another_space_of_the_same_name_are_refused() -> None:
+    here, there = SearchSpace({"a": [1, 2], "b": [1, 2]}), SearchSpace({"b": [1, 2], "a": [1, 2]})
+    longer = SearchSpace({"a": Choice((1, 2), 2), "b": [1, 2]})
+    for other in (there, longer):
+        with pytest.raises(UserError, match="belongs to custom with"):
+            here.to_array(other.sample(1))
+
+
+def test_an_array_of_architectures_is_a_list_of_them(space: SearchSpace) -> None:
+    archs = space.sample(3, seed=0)
+    array = np.empty(3, dtype=object)
+    array[:] = archs
+    np.testing.assert_array_equal(space.rows(array), space.to_array(archs))
+    np.testing.assert_array_equal(space.encode(array), space.encode(archs))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -269,7 +303,28 @@ def test_numbers_of_numpy_are_options_like_any_others() -> None:
         (lambda s: search_spaces.build("ofa-mobilenet-v3", widht=1), "did you mean 'width'"),
         (lambda s: SearchSpace({}), "without choices"),
         (lambda s: SearchSpace({"op": []}), "at least one option"),
-        (lambda s: SearchSpace({"op": "abc"}), "is the text 'abc'"),
+        (lambda s: SearchSpace({"op": "abc"}), "is 'abc', a str"),
+        (lambda s: SearchSpace({"op": {1, 2}}), r"is \{1, 2\}, a set"),
+        (lambda s: SearchSpace({"op": 3}), "is 3, a int"),
+        (lambda s: SearchSpace({1: [1, 2]}), "a choice is named 1"),
+        (lambda s: SearchSpace({"op": [1.0, float("nan")]}), "the option nan"),
+        (lambda s: SearchSpace({"op": Choice((1, 2), 0)}), "has length 0"),
+        (lambda s: SearchSpace({"op": Choice((1, 2), 3, (None,))}), "1 entries in active_if"),
+        (lambda s: SearchSpace({"op": Choice((1, 2), 3, None, ((1,), (2,)))}), "2 entries in at"),
+        (lambda s: SearchSpace({"d": [1, 2], "op": Choice((1, 2), None, (("d", (3,)),))}), r"where d is one of \[3\]"),
+        (
+            lambda s: SearchSpace({"a": Choice((1, 2), None, (("b", (1,)),)), "b": Choice((1, 2), None, (("a", (1,)),))}),
+            "a <- b <- a",
+        ),
+        (lambda s: s.from_array(np.full((1, 46), -1)), r"row 0 has -1 for resolution"),
+        (lambda s: s.from_array([[0, 1]]), r"array of shape \(1, 2\)"),
+        (lambda s: s.to_array(["largest"]), "'largest' is a str"),
+        (lambda s: s.sample(-1), "n=-1"),
+        (lambda s: s.sample(2.5), "n=2.5"),
+        (lambda s: s.sample(2, seed="a"), "seed='a'"),
+        (lambda s: search_spaces.build("ofa-mobilenet-v3", width="1"), "width='1'"),
+        (lambda s: search_spaces.build("ofa-mobilenet-v3", classes=10.5), "classes=10.5"),
+        (lambda s: search_spaces.build("ofa-mobilenet-v3", resolution="224"), "resolution='224'"),
         (lambda s: SearchSpace({"op": ["bn", None]}), "the option None, a NoneType"),
         (lambda s: SearchSpace({"op": [(1, 2), (3, 4)]}), r"the option \(1, 2\), a tuple"),
         (lambda s: SearchSpace({"op": [1]}).macs(SearchSpace({"op": [1]}).sample(1)), "no network behind it"),
@@ -288,5 +343,5 @@ def test_bad_input_is_named(call, message: str) -> None:
 def test_numbers_that_are_none_are_refused() -> None:
     with pytest.raises(UserError, match="width=nan"):
         search_spaces.build("small-mobilenet", width=float("nan"))
-    with pytest.raises(UserError, match="seed -1"):
+    with pytest.raises(UserError, match="seed=-1"):
         search_spaces.build("small-mobilenet").sample(2, seed=-1)
