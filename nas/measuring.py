@@ -12,7 +12,7 @@ from latency_tables import Candidate, Measurement, Plan, open_device
 from latency_tables.footprint import peak_memory
 from latency_tables.stopwatch import Failure
 from nas.onnx_files import Signature
-from nas.problems import whole_number
+from search_spaces.checks import check_whole
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
@@ -54,7 +54,7 @@ def measure(model: str | Path, *, device: str = "onnxruntime-cpu", seed: int = 0
     Raises:
         UserError: no such file, an unknown device, or a model that the device cannot run.
     """
-    whole_number("seed", seed, 0)
+    check_whole("seed", seed, 0)
     path = Path(model)
     if not path.is_file():
         raise UserError(f"{path} does not exist", allowed="An ONNX file", next_step="Export one with: nas export RUN")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nas.pareto import ParetoFront, Point, hypervolume_trace
-from nas.problems import Known, make_task, whole_number
+from nas.problems import Known, make_task
 from nas.strategies import Archive, Strategy, Task, make_strategy
 from nas.strategies.task import Rows, Values
 from search_spaces import Architecture, SearchSpace
+from search_spaces.checks import check_whole
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
@@ -116,7 +117,7 @@ def optimize(
         space, objectives=objectives, known=known or {}, limits=limits or {}, budget=budget, batch=batch, seed=seed
     )
     if patience is not None:
-        whole_number("patience", patience, 1)
+        check_whole("patience", patience, 1)
     run = _Run(task, evaluate, strategy, dict(objectives), {name: float(bound) for name, bound in (limits or {}).items()})
     progress.start(f"optimize ({run.name})", budget)
     try:

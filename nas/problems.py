@@ -13,11 +13,12 @@ from nas.pareto import direction_of
 from nas.strategies import Quantity, Task
 from nas.strategies.task import Rows, Values
 from search_spaces import Architecture, SearchSpace
+from search_spaces.checks import check_whole
 from search_spaces.costs import Cost
 from search_spaces.errors import UserError
 from search_spaces.rows import row_keys
 
-__all__ = ["Known", "make_task", "whole_number"]
+__all__ = ["Known", "make_task"]
 
 Known = Callable[[list[Architecture]], Any]
 
@@ -39,7 +40,7 @@ def make_task(
     """
     _check(space, objectives, known, limits)
     for name, number, least in (("budget", budget, 1), ("batch", batch, 1), ("seed", seed, 0)):
-        whole_number(name, number, least)
+        check_whole(name, number, least)
     names = list(dict.fromkeys([*objectives, *limits]))
     quantities = tuple(
         Quantity(
@@ -54,18 +55,6 @@ def make_task(
     task = Task(space, quantities, int(budget), int(batch), int(seed))
     _check_reachable(task)
     return task
-
-
-def whole_number(name: str, number: Any, least: int) -> None:
-    """Refuse what is not a whole number, or too small.
-
-    Raises:
-        UserError: as said.
-    """
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < least:
-        raise UserError(
-            f"{name}={number!r}", allowed=f"A whole number, at least {least}", next_step=f"Give for example {name}=20"
-        )
 
 
 def _check(space: SearchSpace, objectives: Mapping[str, str], known: Mapping[str, Known], limits: Mapping[str, float]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_spaces import ElasticSpace, SearchSpace
+from search_spaces.checks import check_whole
 from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,11 +95,9 @@ def check_amount(networks: int | None, held_out: int | None = None) -> None:
     Raises:
         UserError: as said.
     """
-    from nas.problems import whole_number
-
     for name, number, least in (("networks", networks, FEWEST_FITTED), ("held_out", held_out, FEWEST_HELD_OUT)):
         if number is not None:
-            whole_number(name, number, least)
+            check_whole(name, number, least)
 
 
 @dataclass(frozen=True)
@@ -184,9 +183,8 @@ def make_kit(
     from latency_tables.by_hand import make_kit as write_kit
     from latency_tables.devices import parse_device
     from latency_tables.profiling import Amount
-    from nas.problems import whole_number
 
-    whole_number("seed", seed, 0)
+    check_whole("seed", seed, 0)
     kind, options = parse_device(device)
     amount = Amount(resolutions=resolutions)
     return write_kit(space, Path(out), kind=kind, options=options, seed=seed, amount=amount, writer=writer_of(space))

@@ -396,7 +396,7 @@ def _check_rule(gene: Gene, genes: Sequence[Gene]) -> None:
             next_step="Correct active_if",
         )
     above = [gene, parent]
-    while above[-1].parent is not None and len(above) <= len(genes):  # a circle above it is for another gene to tell
+    while above[-1].parent is not None and len(above) <= len(genes) + 1:  # a circle above is for others to tell
         if above[-1] == gene:
             raise UserError(
                 f"whether {gene.name} has an effect depends on itself: {' <- '.join(one.name for one in above)}",

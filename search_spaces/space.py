@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.architecture import Architecture, Value
+from search_spaces.checks import check_own, check_rows, check_whole
 from search_spaces.costs import Cost, Factor
 from search_spaces.errors import UserError, unknown_name
 from search_spaces.layers import Layer
@@ -247,28 +248,12 @@ class SearchSpace(RowSpace):
         listed = [archs] if isinstance(archs, Architecture) else list(archs)
         rows = np.zeros((len(listed), len(self.genes)), dtype=np.int64)
         for at, arch in enumerate(listed):
-            self._check_own(arch)
+            check_own(arch, self.key, self._shape)
             flat = (v for _, value in arch.choices for v in (value if isinstance(value, tuple) else (value,)))
             for index, value in enumerate(flat):
                 if value is not None:
                     rows[at, index] = self._option_index(index, value)
         return rows
-
-    def _check_own(self, arch: Architecture) -> None:
-        if not isinstance(arch, Architecture):
-            raise UserError(
-                f"{arch!r:.80} is a {type(arch).__name__}",
-                allowed="Architectures, or an array of option indices",
-                next_step="Make one with space.architecture(...), space.sample(n) or space.from_array(rows)",
-            )
-        # Spaces of plain choices may share a name: what they choose from tells them apart.
-        lengths = (len(value) if isinstance(value, tuple) else None for _, value in arch.choices)
-        if arch.space != self.key or self._shape != tuple(zip((name for name, _ in arch.choices), lengths, strict=True)):
-            raise UserError(
-                f"architecture {arch.id} belongs to {arch.space} with {', '.join(name for name, _ in arch.choices)}",
-                allowed=f"This space is {self.key} with {', '.join(self.choices)}",
-                next_step="Build the architecture with this space, or use the space that it came from",
-            )
 
     @cached_property
     def _shape(self) -> tuple[tuple[str, int | None], ...]:
@@ -305,19 +290,7 @@ class SearchSpace(RowSpace):
         """Rows that are in the space, perhaps not canonical."""
         if not isinstance(archs, np.ndarray) or archs.dtype == object:
             return self.to_array(archs)  # type: ignore[arg-type]
-        if archs.ndim != 2 or archs.shape[1] != len(self.genes) or not np.issubdtype(archs.dtype, np.integer):
-            raise UserError(
-                f"array of shape {archs.shape}, type {archs.dtype}",
-                allowed=f"{self.key} takes (N, {len(self.genes)}) arrays of option indices, integers",
-                next_step="Make one with space.to_array(archs)",
-            )
-        if archs.size and (archs.min() < 0 or (archs.max(axis=0) >= self.lengths).any()):
-            at, gene = np.argwhere((archs < 0) | (archs >= self.lengths))[0]
-            raise UserError(
-                f"row {at} has {archs[at, gene]} for {self.genes[gene].name}",
-                allowed=f"Indices of its options {list(self.genes[gene].options)}, from 0",
-                next_step="Make rows with space.to_array(archs)",
-            )
+        check_rows(archs, self.key, self.genes, self.lengths)
         return archs
 
     def price(self, cost: Cost, archs: Archs) -> NDArray[np.float64]:
@@ -328,10 +301,9 @@ class SearchSpace(RowSpace):
 
     def sample(self, n: int, seed: int | np.random.Generator = 0, *, per_gene: bool = False) -> list[Architecture]:
         """N independent random architectures, uniform over distinct networks (see `sample_rows` for ``per_gene``)."""
-        for what, number in (("n", n), ("seed", seed)):
-            whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool) and number >= 0
-            if not whole and not (what == "seed" and isinstance(number, np.random.Generator)):
-                raise UserError(f"{what}={number!r}", allowed="A whole number from 0", next_step=f"Give for example {what}=10")
+        check_whole("n", n)
+        if not isinstance(seed, np.random.Generator):
+            check_whole("seed", seed)
         return self.from_array(self.sample_rows(n, np.random.default_rng(seed), per_gene=per_gene))
 
     def neighbours(self, arch: Architecture) -> list[Architecture]:

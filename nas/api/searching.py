@@ -10,6 +10,7 @@ from nas.api.defaults import DEFAULT_DEVICE, DEFAULT_HEARTBEAT, DEFAULT_IDLE, DE
 from nas.runs import Run
 from search_spaces import SearchSpace
 from search_spaces.artifacts import locked
+from search_spaces.checks import check_whole
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
@@ -170,11 +171,10 @@ def worker(
     Raises:
         UserError: no search of this run's weights has begun there, or it is of another version of the toolkit.
     """
-    from nas.problems import whole_number
     from nas.working import work
 
     _check_jobs(jobs, least=1)
-    whole_number("heartbeat", heartbeat, 1)
+    check_whole("heartbeat", heartbeat, 1)
     if not idle >= 0:  # also what is no number
         raise UserError(f"idle={idle!r}", allowed="Seconds, 0 or more", next_step=f"Give for example idle={DEFAULT_IDLE}")
     return work(Run.of(run), storage, jobs=jobs, idle=idle, heartbeat=heartbeat, stop=stop, progress=progress)
@@ -244,19 +244,15 @@ def search(
 
 def _check_numbers(seed: int, **counts: int) -> None:
     """Refuse counts below 1, before anything is queued."""
-    from nas.problems import whole_number
-
-    whole_number("seed", seed, 0)
+    check_whole("seed", seed, 0)
     for name, number in counts.items():
-        whole_number(name, number, 1)
+        check_whole(name, number, 1)
 
 
 def _check_jobs(jobs: int | Executor, *, least: int) -> None:
     """Refuse a number of evaluations at a time with which none would ever begin, nor be left to others on purpose."""
-    from nas.problems import whole_number
-
     if isinstance(jobs, int):
-        whole_number("jobs", jobs, least)
+        check_whole("jobs", jobs, least)
 
 
 def _table(run: Run, device: str, progress: Progress) -> LatencyTable:

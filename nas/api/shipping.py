@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nas.api.defaults import DEFAULT_DEVICE
 from nas.runs import Run
 from search_spaces.artifacts import locked
+from search_spaces.checks import check_whole
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
@@ -156,10 +157,9 @@ def verify(
     Raises:
         UserError: a network that is not exported, a device that the front is not for or that cannot be reached.
     """
-    from nas.problems import whole_number
     from nas.verifying import verify_by_kit, verify_run
 
-    whole_number("seed", seed, 0)
+    check_whole("seed", seed, 0)
     if results is not None and kit is None:
         raise UserError(
             f"results {results} without a kit",
@@ -239,9 +239,8 @@ def compare(
         UserError: not an ONNX file, one that the device cannot run, or a name that is taken.
     """
     from nas.comparing import add_files
-    from nas.problems import whole_number
 
-    whole_number("seed", seed, 0)
+    check_whole("seed", seed, 0)
     opened = Run.of(run)
     device = device or _devices(opened)[0]
     with locked(opened.path / "baselines", doing="adding to"):

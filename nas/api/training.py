@@ -14,6 +14,7 @@ from nas.own_models import remember
 from nas.runs import SUPERNET_VERSION, Run
 from search_spaces import Architecture, ElasticSpace, SearchSpace
 from search_spaces.artifacts import file_hash, locked, write_json
+from search_spaces.checks import check_whole
 from search_spaces.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -188,10 +189,9 @@ def rank_check(
         UserError: fewer than 3 networks, a number out of range, or the run holds a check with others.
     """
     from nas.fidelity import check_ranks
-    from nas.problems import whole_number
 
-    whole_number("seed", seed, 0)
-    whole_number("images", images, 1)
+    check_whole("seed", seed, 0)
+    check_whole("images", images, 1)
     opened = Run.of(run)
     with locked(opened.path / "rank_check", doing="checking ranks in"):
         return check_ranks(opened, networks=networks, epochs=epochs, images=images, seed=seed, stop=stop, progress=progress)
