@@ -78,7 +78,7 @@ def optimize(
     *,
     objectives: Mapping[str, str],
     known: Mapping[str, Known] | None = None,
-    limits: Mapping[str, float] | None = None,
+    limits: Mapping[str, float | str] | None = None,
     budget: int = 200,
     batch: int = 20,
     strategy: str | Callable[[Task], Strategy] = "default",
@@ -95,7 +95,8 @@ def optimize(
         objectives: name -> ``"max"`` or ``"min"``, one or more.
         known: name -> exact cost of a list of architectures, (N,) values; free, so it is called for many thousands of
             networks. Methods of the space and of a `LatencyTable` work on arrays and are the fastest.
-        limits: name -> bound: at least for objectives to be maximised, ``accuracy`` and ``throughput``; else at most.
+        limits: name -> bound: at least for objectives to be maximised, ``accuracy`` and ``throughput``, else at most; for
+            another quantity that is to be large, ``{"top5": ">= 0.9"}``.
         budget: evaluations in all; a space (within its known limits) that is smaller is evaluated completely.
         batch: networks per call of ``evaluate``, at most.
         strategy: a name of `nas.strategies.STRATEGIES`: ``default`` models what is measured with Gaussian processes and
@@ -118,7 +119,7 @@ def optimize(
     )
     if patience is not None:
         check_whole("patience", patience, 1)
-    run = _Run(task, evaluate, strategy, dict(objectives), {name: float(bound) for name, bound in (limits or {}).items()})
+    run = _Run(task, evaluate, strategy)
     progress.start(f"optimize ({run.name})", budget)
     try:
         for count in run.batches(patience, progress):
@@ -137,20 +138,17 @@ def optimize(
 class _Run:
     """A strategy at work on a task."""
 
-    def __init__(
-        self,
-        task: Task,
-        evaluate: Evaluate,
-        strategy: str | Callable[[Task], Strategy],
-        objectives: dict[str, str],
-        limits: dict[str, float],
-    ) -> None:
+    def __init__(self, task: Task, evaluate: Evaluate, strategy: str | Callable[[Task], Strategy]) -> None:
+        if not callable(evaluate):
+            raise UserError(
+                f"evaluate is a {type(evaluate).__name__}",
+                allowed="A function of a list of architectures that returns a dict with one number for each",
+                next_step='Give for example: lambda archs: {"accuracy": [score(arch) for arch in archs]}',
+            )
         self.task = task
         self.evaluate = evaluate
         self.name = strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "own")
-        self.strategy = make_strategy(strategy, task) if isinstance(strategy, str) else strategy(task)
-        self.objectives = objectives
-        self.limits = limits
+        self.strategy = strategy(task) if callable(strategy) else make_strategy(strategy, task)
         self.archive = Archive.of(task)
 
     def batches(self, patience: int | None, progress: Progress) -> Iterator[int]:
@@ -215,7 +213,14 @@ class _Run:
             Point(arch, dict(zip(columns, values, strict=True)), {}) for arch, values in zip(archs, plain.tolist(), strict=True)
         ]
         provenance = {"strategy": self.name, "seed": task.seed, "budget": task.budget, "evaluations": len(archive)}
-        front = ParetoFront.of(task.space, points, objectives=self.objectives, limits=self.limits, provenance=provenance)
+        front = ParetoFront.of(
+            task.space,
+            points,
+            objectives={q.name: "max" if q.maximise else "min" for q in task.quantities if q.objective},
+            limits={q.name: q.bound for q in task.quantities if q.bound is not None},
+            provenance=provenance,
+            at_least=[q.name for q in task.quantities if q.maximise and not q.objective],
+        )
         return OptimizeResult(trials, front)
 
 
@@ -262,8 +267,11 @@ def _column(returned: Any, name: str, count: int) -> tuple[Values, str | None]:
         given = returned[name]
         given = given.detach() if hasattr(given, "detach") else given  # of torch, outside of no_grad
         values = np.ma.filled(np.ma.asarray(given, dtype=np.float64), np.nan) if np.ma.isMaskedArray(given) else given
-        values = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+        values = np.asarray(values)
+        if values.dtype.kind in "cmMSU":
+            return missing, f"evaluate returned no numbers for {name} but {values.dtype}"
+        values = values.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         return missing, f"evaluate returned no numbers for {name} ({error})"
     if values.shape != (count,):
         return missing, f"evaluate returned {name} of shape {values.shape} for {count} architectures"

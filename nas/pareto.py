@@ -54,6 +54,7 @@ class ParetoFront:
         provenance: device, predictor's report card, table quality, seed, evaluations.
         parts: further fronts of the same search by name: one per combination of budgets, and each device's own.
         records: what the search noted: hypervolume after every evaluation, the price of sharing a network, the request.
+        at_least: limited quantities that are to be large, and are no objectives.
     """
 
     space: SearchSpace
@@ -63,6 +64,7 @@ class ParetoFront:
     provenance: dict[str, Any]
     parts: dict[str, ParetoFront] = field(default_factory=dict)
     records: dict[str, Any] = field(default_factory=dict)
+    at_least: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -73,13 +75,15 @@ class ParetoFront:
         objectives: Mapping[str, str],
         limits: Mapping[str, float],
         provenance: Mapping[str, Any],
+        at_least: Sequence[str] = (),
     ) -> ParetoFront:
         """The front of any points: those within the limits that no other one dominates."""
-        directions = {name: direction_of(name, objectives) for name in limits}
+        front = cls(space, (), dict(objectives), dict(limits), dict(provenance), at_least=tuple(at_least))
+        directions = {name: front.direction(name) for name in limits}
         inside = [p for p in points if all(_within(p.values[name], bound, directions[name]) for name, bound in limits.items())]
-        front = cls(space, tuple(inside), dict(objectives), dict(limits), dict(provenance))
         if not inside:
             return front
+        front = replace(front, points=tuple(inside))
         costs = front.costs()
         kept = sorted(non_dominated(costs).tolist(), key=lambda i: (costs[i, min(1, costs.shape[1] - 1)], inside[i].arch.id))
         return replace(front, points=tuple(inside[i] for i in kept))
@@ -138,8 +142,8 @@ class ParetoFront:
         )
 
     def direction(self, name: str) -> str:
-        """``"max"`` or ``"min"``: an objective's own, else that of the toolkit's quantities; any other one is a cost."""
-        return direction_of(name, self.objectives)
+        """``"max"`` or ``"min"``: an objective's own, else that of the toolkit's quantities, else as the limit says."""
+        return "max" if name in self.at_least else direction_of(name, self.objectives)
 
     def own_name(self, name: str) -> str:
         """A quantity as the points have it: that of the first device goes without device."""
@@ -189,7 +193,8 @@ class ParetoFront:
             }
             for p in self.points
         ]
-        return pd.DataFrame(rows)
+        columns = ["id", *dict.fromkeys([*self.objectives, *self.limits]), "measured", "architecture"]
+        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
 
     def plot(self) -> Figure:
         """The first two objectives as a plotly figure (accuracy upwards), for notebooks; hover names each network."""
@@ -208,7 +213,8 @@ class ParetoFront:
             {"id": p.arch.id, "architecture": p.arch.to_dict(), "values": p.values, "std": p.std, "measured": list(p.measured)}
             for p in self.points
         ]
-        return {"objectives": self.objectives, "limits": self.limits, "points": points, "provenance": self.provenance}
+        floors = {"at_least": list(self.at_least)} if self.at_least else {}
+        return {"objectives": self.objectives, "limits": self.limits, "points": points, "provenance": self.provenance, **floors}
 
     @classmethod
     def load(cls, path: str | Path) -> ParetoFront:
@@ -236,7 +242,7 @@ class ParetoFront:
             raise ValueError(f"the objectives are {listed!r:.60}")
         if any(not objectives.keys() <= point.values.keys() for point in points):
             raise ValueError("a network lacks the value of an objective")
-        return cls(space, points, objectives, found.limits, found.provenance)
+        return cls(space, points, objectives, found.limits, found.provenance, at_least=tuple(found.at_least))
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,7 @@ class _Stored:
     objectives: Any
     limits: dict[str, float]
     provenance: dict[str, Any]
+    at_least: list[str] = field(default_factory=list)
 
 
 def direction_of(name: str, objectives: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from latency_tables import LatencyTable
+from nas.objectives import KNOWN, kind_of
 from nas.pareto import direction_of
 from nas.strategies import Quantity, Task
 from nas.strategies.task import Rows, Values
@@ -20,6 +21,8 @@ from search_spaces.rows import row_keys
 
 __all__ = ["Known", "make_task"]
 
+RESERVED = ("architecture", "id", "measured")
+
 Known = Callable[[list[Architecture]], Any]
 
 
@@ -28,7 +31,7 @@ def make_task(
     *,
     objectives: Mapping[str, str],
     known: Mapping[str, Known],
-    limits: Mapping[str, float],
+    limits: Mapping[str, float | str],
     budget: int,
     batch: int,
     seed: int,
@@ -41,13 +44,15 @@ def make_task(
     _check(space, objectives, known, limits)
     for name, number, least in (("budget", budget, 1), ("batch", batch, 1), ("seed", seed, 0)):
         check_whole(name, number, least)
+    bounds = {name: bound_of(name, bound, objectives) for name, bound in limits.items()}
+    directions = {**{name: direction for name, (direction, _) in bounds.items()}, **objectives}
     names = list(dict.fromkeys([*objectives, *limits]))
     quantities = tuple(
         Quantity(
             name,
-            maximise=direction_of(name, objectives) == "max",
+            maximise=directions[name] == "max",
             objective=name in objectives,
-            bound=float(limits[name]) if name in limits else None,
+            bound=bounds[name][1] if name in bounds else None,
             known=_on_rows(space, name, known[name]) if name in known else None,
         )
         for name in names
@@ -57,7 +62,39 @@ def make_task(
     return task
 
 
-def _check(space: SearchSpace, objectives: Mapping[str, str], known: Mapping[str, Known], limits: Mapping[str, float]) -> None:
+def bound_of(name: str, bound: float | str, objectives: Mapping[str, str]) -> tuple[str, float]:
+    """``"max"`` (at least) or ``"min"`` (at most) and the number of a limit: ``20.0``, ``"<= 20"`` or ``">= 0.8"``.
+
+    Raises:
+        UserError: neither a finite number nor such a text, or one that contradicts the objective of this name.
+    """
+    usual = direction_of(name, objectives)
+    direction, number = usual, bound
+    if isinstance(bound, str) and bound.strip()[:2] in (">=", "<="):
+        direction, number = "max" if bound.strip()[0] == ">" else "min", bound.strip()[2:]
+    try:
+        value = math.nan if isinstance(number, bool) or (isinstance(number, str) and number is bound) else float(number)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(
+            f"limit {name}={bound!r}",
+            allowed='A finite number, or with its direction such as ">= 0.8"',
+            next_step=f'Give for example: limits={{"{name}": {"0.8" if usual == "max" else "20.0"}}}',
+        )
+    if direction != usual and (name in objectives or kind_of(name) in KNOWN):
+        large, lower = ("large", "a lower") if usual == "max" else ("small", "an upper")
+        raise UserError(
+            f"limit {name} {bound}",
+            allowed=f"{name} is to be {large}, its limit is {lower} bound",
+            next_step=f'Give for example: limits={{"{name}": {value:g}}}',
+        )
+    return direction, value
+
+
+def _check(
+    space: SearchSpace, objectives: Mapping[str, str], known: Mapping[str, Known], limits: Mapping[str, float | str]
+) -> None:
     if not isinstance(space, SearchSpace):
         raise UserError(
             f"space is a {type(space).__name__}",
@@ -70,17 +107,22 @@ def _check(space: SearchSpace, objectives: Mapping[str, str], known: Mapping[str
             allowed='One or more names with "max" or "min"',
             next_step='Give for example: objectives={"accuracy": "max", "latency_ms": "min"}',
         )
+    for what, given in (("known", known), ("limits", limits)):
+        if not isinstance(given, Mapping):
+            raise UserError(f"{what}={given!r}", allowed="A dict by name, or None", next_step=f"Give {what}={{name: ...}}")
+    for name in (*objectives, *known, *limits):
+        if not isinstance(name, str) or not name or name in RESERVED:
+            raise UserError(
+                f"a quantity is named {name!r}",
+                allowed=f"A text other than {', '.join(RESERVED)}, which are columns of the results",
+                next_step="Choose another name",
+            )
     for name, function in known.items():
         if not callable(function):
             raise UserError(
                 f"known['{name}'] is a {type(function).__name__}",
                 allowed="A function of a list of architectures that returns one number for each",
                 next_step='Give for example: known={"macs": space.macs}',
-            )
-    for name, bound in limits.items():
-        if isinstance(bound, (bool, str)) or not isinstance(bound, (int, float, np.number)) or not math.isfinite(bound):
-            raise UserError(
-                f"limit {name}={bound!r}", allowed="A finite number", next_step=f'Give for example: limits={{"{name}": 20.0}}'
             )
 
 
@@ -93,7 +135,8 @@ def _on_rows(space: SearchSpace, name: str, function: Known) -> Callable[[Rows],
     owner = getattr(function, "__self__", function)
     if isinstance(owner, Cost):
         _check_cost(space, name, owner)
-    arrays = isinstance(owner, Cost) or owner == space or (isinstance(owner, LatencyTable) and owner.space == space)
+    of_space = owner.space if isinstance(owner, LatencyTable) else owner
+    arrays = isinstance(owner, Cost) or (isinstance(of_space, SearchSpace) and of_space == space)
     if arrays:
         return lambda rows: _checked(space, name, function(rows), rows)  # type: ignore[arg-type]
     remembered: dict[bytes, float] = {}

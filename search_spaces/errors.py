@@ -47,7 +47,9 @@ def unknown_name(kind: str, value: str, known: Iterable[str], *, command: str) -
         command: the command that lists them.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.4)
+    part = str(value).lower()
+    close = [name.lower() for name in names if part and part in name.lower()]
+    close = close or difflib.get_close_matches(part, [name.lower() for name in names], n=1, cutoff=0.4)
     hint = next((f" (did you mean '{name}'?)" for name in names if close and name.lower() == close[0]), "")
     return UserError(
         f"unknown {kind} '{value}'{hint}",

@@ -121,6 +121,42 @@ def test_hypervolume_grows_with_evaluations_and_patience_stops_a_run_that_stalls
         result.hypervolume({"accuracy": 0.0})
 
 
+@pytest.mark.parametrize(("bound", "direction", "keeps"), [(">= 9", "max", np.greater_equal), ("<= 9", "min", np.less_equal)])
+def test_a_limit_may_say_which_way_it_bounds(tmp_path: Path, bound: str, direction: str, keeps: Any) -> None:
+    counted = Counted()
+
+    def evaluate(archs: list[nas.Architecture]) -> dict[str, Any]:
+        return {**counted(archs), "top5": size(archs)}
+
+    result = nas.optimize(SPACE, evaluate, objectives=BOTH, limits={"top5": bound}, budget=40)
+    assert keeps([point.values["top5"] for point in result.front], 9.0).all()
+    assert result.front.limits == {"top5": 9.0}
+    assert result.front.direction("top5") == direction
+    kept = keeps(result.trials["top5"], 9.0)
+    assert kept.any()
+    assert not kept.all()
+    first = int(kept.to_numpy().argmax())
+    volume = result.hypervolume({"accuracy": 0.0, "latency_ms": 1e3})
+    assert (volume[:first] == 0).all()
+    assert volume[first] > 0
+    result.front.save(tmp_path / "front.json")
+    assert nas.ParetoFront.load(tmp_path / "front.json") == result.front
+
+
+def test_a_known_cost_of_any_object_is_a_function() -> None:
+    class Odd:
+        def __eq__(self, other: object) -> Any:
+            return np.array([True, False])
+
+        __hash__ = None  # type: ignore[assignment]
+
+        def size(self, archs: list[nas.Architecture]) -> Any:
+            return size(archs)
+
+    result = nas.optimize(SPACE, Counted(), objectives=BOTH, known={"size": Odd().size}, limits={"size": 6.0}, budget=20)
+    assert (result.trials["size"] <= 6.0).all()
+
+
 def test_an_interrupted_run_keeps_what_is_paid_for() -> None:
     counted, seen = Counted(), []
 
@@ -145,6 +181,9 @@ def test_an_interrupted_run_keeps_what_is_paid_for() -> None:
         (lambda v: v.pop("accuracy"), "did not return 'accuracy'"),
         (lambda v: v.update(accuracy=v["accuracy"][:-1]), r"shape \(9,\) for 10"),
         (lambda v: v.update(accuracy=["good"] * 10), "no numbers for accuracy"),
+        (lambda v: v.update(accuracy=["0.5"] * 10), "no numbers for accuracy"),
+        (lambda v: v.update(accuracy=v["accuracy"] + 1j), "no numbers for accuracy"),
+        (lambda v: v.update(accuracy=[10**400] * 10), "no numbers for accuracy"),
     ],
 )
 def test_wrong_values_are_named_and_the_others_kept(change: Any, message: str) -> None:
@@ -183,6 +222,15 @@ def test_an_evaluation_that_returns_no_dict_is_named() -> None:
         ({"objectives": ["accuracy"]}, "objectives"),
         ({"limits": {"latency_ms": "fast"}}, "limit latency_ms='fast'"),
         ({"limits": {"latency_ms": float("nan")}}, "limit latency_ms=nan"),
+        ({"limits": {"top5": ">= much"}}, "limit top5='>= much'"),
+        ({"limits": {"accuracy": "<= 0.5"}}, "accuracy is to be large"),
+        ({"limits": {"energy": ">= 0.5"}}, "energy is to be small"),
+        ({"limits": [3.0]}, r"limits=\[3.0\]"),
+        ({"limits": {"id": 3.0}}, "a quantity is named 'id'"),
+        ({"objectives": {"architecture": "max"}}, "a quantity is named 'architecture'"),
+        ({"known": {3: size}}, "a quantity is named 3"),
+        ({"strategy": None}, "unknown strategy 'None'"),
+        ({"evaluate": None}, "evaluate is a NoneType"),
         ({"known": {"size": 3}}, "is a int"),
         ({"known": {"latency_ms": lambda archs: [1.0]}}, "returned list of shape"),
         ({"known": {"latency_ms": lambda archs: np.full(len(archs), np.nan)}}, "is nan for architecture"),
@@ -192,7 +240,7 @@ def test_an_evaluation_that_returns_no_dict_is_named() -> None:
 def test_bad_arguments_are_refused_before_anything_is_paid_for(wrong: dict[str, Any], message: str) -> None:
     evaluate = Counted()
     with pytest.raises(nas.UserError, match=message):
-        nas.optimize(SPACE, evaluate, **({"objectives": BOTH, "budget": 20} | wrong))
+        nas.optimize(SPACE, **({"evaluate": evaluate, "objectives": BOTH, "budget": 20} | wrong))
     assert evaluate.calls == []
 
 
