@@ -74,6 +74,8 @@ class LatencyPredictor:
         """Mean and spread in ms, (N,) each."""
         from predictors import Prediction
 
+        if not hasattr(self, "model_"):
+            raise _not_fitted("LatencyPredictor")
         found = self.model_.predict(archs)
         if self.form_ == "log":
             mean = self.factor_ * np.exp(found.mean)
@@ -137,6 +139,8 @@ class FewShotLatency:
         """Mean and spread in ms, (N,) each."""
         from predictors import Prediction
 
+        if not hasattr(self, "known_"):
+            raise _not_fitted("FewShotLatency")
         rows = self.space.rows(archs)
         known = self._known(rows)
         process, std = self._process(rows, known)
@@ -145,7 +149,11 @@ class FewShotLatency:
 
     def _known(self, rows: NDArray[np.int64]) -> Values:
         """Logarithms of the known devices' latencies, (N, devices)."""
-        return np.log(np.stack([_checked(source(rows)) for source in self.sources], axis=1))
+        from nas.problems import takes_rows
+
+        archs = None if all(takes_rows(self.space, source) for source in self.sources) else self.space.from_array(rows)
+        times = (source(rows if takes_rows(self.space, source) else archs) for source in self.sources)
+        return np.log(np.stack([_checked(latency_ms) for latency_ms in times], axis=1))
 
     def _mixture(self, known: Values) -> Values:
         """Known devices with a level and a slope each, weighted by the evidence of their left-out errors."""
@@ -223,3 +231,7 @@ def _checked(latency_ms: ArrayLike) -> Values:
             next_step="Measure them again",
         )
     return values
+
+
+def _not_fitted(what: str) -> UserError:
+    return UserError(f"{what} was not fitted", allowed="A fitted one predicts", next_step="Call fit(archs, latency_ms) first")

@@ -114,9 +114,7 @@ def optimize(
 
     An exception that ends the run during an evaluation, of whatever type, carries the finished trials as ``.result``.
     """
-    task = make_task(
-        space, objectives=objectives, known=known or {}, limits=limits or {}, budget=budget, batch=batch, seed=seed
-    )
+    task = make_task(space, objectives, known or {}, limits or {}, budget=budget, batch=batch, seed=seed)
     if patience is not None:
         check_whole("patience", patience, 1)
     run = _Run(task, evaluate, strategy)

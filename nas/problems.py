@@ -14,12 +14,12 @@ from nas.pareto import direction_of
 from nas.strategies import Quantity, Task
 from nas.strategies.task import Rows, Values
 from search_spaces import Architecture, SearchSpace
-from search_spaces.checks import check_whole
+from search_spaces.checks import check_space, check_whole
 from search_spaces.costs import Cost
 from search_spaces.errors import UserError
 from search_spaces.rows import row_keys
 
-__all__ = ["Known", "make_task"]
+__all__ = ["Known", "make_task", "takes_rows"]
 
 RESERVED = ("architecture", "id", "measured")
 
@@ -28,10 +28,10 @@ Known = Callable[[list[Architecture]], Any]
 
 def make_task(
     space: SearchSpace,
-    *,
     objectives: Mapping[str, str],
     known: Mapping[str, Known],
     limits: Mapping[str, float | str],
+    *,
     budget: int,
     batch: int,
     seed: int,
@@ -95,12 +95,7 @@ def bound_of(name: str, bound: float | str, objectives: Mapping[str, str]) -> tu
 def _check(
     space: SearchSpace, objectives: Mapping[str, str], known: Mapping[str, Known], limits: Mapping[str, float | str]
 ) -> None:
-    if not isinstance(space, SearchSpace):
-        raise UserError(
-            f"space is a {type(space).__name__}",
-            allowed="A SearchSpace",
-            next_step="Make one: nas.space(NAME) or nas.SearchSpace({choice: options})",
-        )
+    check_space(space)
     if not isinstance(objectives, Mapping) or not objectives or any(d not in ("max", "min") for d in objectives.values()):
         raise UserError(
             f"objectives {objectives!r}",
@@ -135,9 +130,7 @@ def _on_rows(space: SearchSpace, name: str, function: Known) -> Callable[[Rows],
     owner = getattr(function, "__self__", function)
     if isinstance(owner, Cost):
         _check_cost(space, name, owner)
-    of_space = owner.space if isinstance(owner, LatencyTable) else owner
-    arrays = isinstance(owner, Cost) or (isinstance(of_space, SearchSpace) and of_space == space)
-    if arrays:
+    if isinstance(owner, Cost) or takes_rows(space, function):
         return lambda rows: _checked(space, name, function(rows), rows)  # type: ignore[arg-type]
     remembered: dict[bytes, float] = {}
 
@@ -150,6 +143,13 @@ def _on_rows(space: SearchSpace, name: str, function: Known) -> Callable[[Rows],
         return np.array([remembered[key] for key in keys])
 
     return values
+
+
+def takes_rows(space: SearchSpace, function: Callable[..., Any]) -> bool:
+    """Whether a function of architectures is a method of the space, or of a latency table of it: these take rows as well."""
+    owner = getattr(function, "__self__", function)
+    of_space = owner.space if isinstance(owner, LatencyTable) else owner
+    return isinstance(of_space, SearchSpace) and of_space == space
 
 
 def _check_cost(space: SearchSpace, name: str, cost: Cost) -> None:

@@ -14,7 +14,7 @@ from sklearn.base import clone
 from sklearn.linear_model import BayesianRidge
 
 from predictors.models import FOLDS, folds
-from predictors.predictor import FEWEST, ArchitecturePredictor, out_of_fold
+from predictors.predictor import FEWEST, ArchitecturePredictor, measured, out_of_fold
 from search_spaces import Architecture, SearchSpace
 from search_spaces.errors import UserError
 
@@ -75,24 +75,24 @@ def report_card(
         UserError: values of another number, or too few for five folds.
     """
     rows = predictor.space.rows(archs)
-    measured = np.asarray(values, dtype=np.float64)
-    if measured.shape != (len(rows),) or len(rows) < FEWEST_JUDGED:
+    values = measured(rows, values)
+    if len(rows) < FEWEST_JUDGED:
         raise UserError(
-            f"{len(rows)} architectures with values of shape {measured.shape}",
-            allowed=f"One value for each of at least {FEWEST_JUDGED} architectures: every fifth is predicted from the others",
+            f"{len(rows)} architectures to judge a predictor by",
+            allowed=f"At least {FEWEST_JUDGED} architectures: every fifth is predicted from the others",
             next_step="Score more subnets",
         )
-    predicted = out_of_fold(predictor, rows, measured)
-    kendall, spearman = rank_correlations(predicted.mean, measured)
+    predicted = out_of_fold(predictor, rows, values)
+    kendall, spearman = rank_correlations(predicted.mean, values)
     return ReportCard(
         kind=getattr(predictor, "kind_", predictor.kind),
-        networks=len(measured),
+        networks=len(values),
         kendall=kendall,
         spearman=spearman,
-        rmse=float(np.sqrt(np.mean((predicted.mean - measured) ** 2))),
-        spread=float(measured.std()),
-        covered_90=float(np.mean(np.abs(predicted.mean - measured) <= 1.645 * predicted.std)),
-        top_recall=_top_recall(predicted.mean, measured),
+        rmse=float(np.sqrt(np.mean((predicted.mean - values) ** 2))),
+        spread=float(values.std()),
+        covered_90=float(np.mean(np.abs(predicted.mean - values) <= 1.645 * predicted.std)),
+        top_recall=_top_recall(predicted.mean, values),
     )
 
 
@@ -103,12 +103,12 @@ class LearningCurve:
     Attributes:
         kind: the predictor.
         networks: ascending, (steps,).
-        kendall: on networks that it did not see, (steps,).
+        kendall: on networks that it did not see, (steps,); None where predictions or values do not vary.
     """
 
     kind: str
     networks: tuple[int, ...]
-    kendall: tuple[float, ...]
+    kendall: tuple[float | None, ...]
 
     def more_for(self, kendall: float) -> int | None:
         """How many more networks to score to reach a rank correlation; 0: reached; None: the curve cannot tell.
@@ -116,9 +116,10 @@ class LearningCurve:
         What is missing to 1 is taken to fall as a power of the number of networks. No answer beyond twenty times the
         data, or where the curve does not rise.
         """
-        if self.kendall[-1] >= kendall:
+        found = [0.0 if value is None else value for value in self.kendall]
+        if found[-1] >= kendall:
             return 0
-        missing = np.log(1 - np.clip(self.kendall, 0.0, 0.9999))
+        missing = np.log(1 - np.clip(found, 0.0, 0.9999))
         slope, offset = np.polyfit(np.log(self.networks), missing, 1)
         if slope >= 0 or kendall >= 1:
             return None
@@ -139,19 +140,20 @@ def learning_curve(
     Raises:
         UserError: too few values for the smallest step.
     """
-    rows, measured = predictor.space.rows(archs), np.asarray(values, dtype=np.float64)
+    rows = predictor.space.rows(archs)
+    values = measured(rows, values)
     kind = getattr(predictor, "kind_", predictor.kind)
     fixed = clone(predictor).set_params(kind=kind)
-    most = len(measured) - -(-len(measured) // FOLDS)
+    most = len(values) - -(-len(values) // FOLDS)
     least = max(FEWEST, most / 2 ** (STEPS - 1))
     if most < 2 * FEWEST:
         raise UserError(
-            f"{len(measured)} values for a learning curve",
+            f"{len(values)} values for a learning curve",
             allowed=f"At least {-(-2 * FEWEST * FOLDS // (FOLDS - 1))}",
             next_step="Score more subnets",
         )
     sizes = tuple(int(size) for size in np.unique(np.geomspace(least, most, STEPS).astype(int)))
-    found = [rank_correlations(out_of_fold(fixed, rows, measured, learn_from=size).mean, measured)[0] or 0.0 for size in sizes]
+    found = [kendall_tau(out_of_fold(fixed, rows, values, learn_from=size).mean, values) for size in sizes]
     return LearningCurve(kind, sizes, tuple(found))
 
 
@@ -201,13 +203,14 @@ def feature_gain(
         values: measured, (N,).
         features: (N, features), of any scale.
     """
-    rows, measured = space.rows(archs), np.asarray(values, dtype=np.float64)
+    rows = space.rows(archs)
+    values = measured(rows, values)
     encoded = space.encode_rows(rows).astype(np.float64)
     spread = features.std(axis=0)
     added = np.concatenate([encoded, (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)], axis=1)
     predicted = np.empty((2, len(rows)))
     for train, test in folds(len(rows), seed=1):
         for at, inputs in enumerate((encoded, added)):
-            predicted[at, test] = BayesianRidge().fit(inputs[train], measured[train]).predict(inputs[test])
-    before, after = (rank_correlations(row, measured)[0] for row in predicted)
-    return FeatureGain(before, after, *np.sqrt(((predicted - measured) ** 2).mean(axis=1)).tolist())
+            predicted[at, test] = BayesianRidge().fit(inputs[train], values[train]).predict(inputs[test])
+    before, after = (kendall_tau(row, values) for row in predicted)
+    return FeatureGain(before, after, *np.sqrt(((predicted - values) ** 2).mean(axis=1)).tolist())

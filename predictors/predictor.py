@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +16,7 @@ from predictors.models import AUTO, FOLDS, HIDDEN_LAYERS, PREDICTORS, folds
 from predictors.threads import one_thread
 from search_spaces import Architecture, SearchSpace
 from search_spaces.artifacts import read_json, write_json
+from search_spaces.checks import check_space
 from search_spaces.errors import UserError, unknown_name
 from search_spaces.records import reading, record
 
@@ -29,10 +31,23 @@ MOST_WIDTH, MOST_LAYERS = 10_000, 32  # of a network that a file may ask for
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted values: ``mean`` and ``std`` (one standard deviation of a new measurement), both (N,)."""
+    """Predicted values: ``mean`` and ``std`` (one standard deviation of a new measurement), both (N,).
+
+    As an array it is the mean, so that scikit-learn's scorers and `cross_val_predict` take it as it is.
+    """
 
     mean: Values
     std: Values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.mean.shape
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Values:
+        return np.array(self.mean, dtype=dtype, copy=copy)
 
 
 @dataclass(frozen=True)
@@ -75,17 +90,17 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
         """Fit to measured values, (N,).
 
         Raises:
-            UserError: an unknown kind, too few values, or values that are not finite numbers.
+            UserError: an unknown kind, too few values or all of one network, or values that are not finite numbers.
         """
+        _check_kind(self.kind)
         rows = self.space.rows(archs)
-        target = np.asarray(values, dtype=np.float64)
-        if target.shape != (len(rows),) or len(target) < FEWEST or not np.isfinite(target).all():
+        target = measured(rows, values)
+        if len(rows) < FEWEST or (rows == rows[0]).all():
             raise UserError(
-                f"{len(rows)} architectures with values of shape {target.shape}",
-                allowed=f"One finite value for each of at least {FEWEST} architectures",
+                f"{len(rows)} architectures, {len(self.space.unique(rows))} of them different, to fit a predictor to",
+                allowed=f"At least {FEWEST}, and not all the same",
                 next_step="Score more subnets",
             )
-        _check_kind(self.kind)
         self.rows_, self.values_ = rows.copy(), target.copy()
         if self.shares:
             if target.min() < 0 or target.max() > 1:
@@ -110,7 +125,10 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
 
         The spread is the model's own where it has one, otherwise the error in cross-validation.
         """
-        raw, std = self.model_.predict(self.space.rows(archs))
+        rows = self._asked(archs)
+        if not len(rows):
+            return Prediction(np.empty(0), np.empty(0))
+        raw, std = self.model_.predict(rows)
         mean = self._unscaled(raw)
         std = np.full(len(mean), self.errors_[self.kind_]) if std is None else std * self.scale_
         if self.shares:
@@ -119,7 +137,22 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
 
     def mean(self, archs: Archs) -> Values:
         """``predict(archs).mean`` alone, (N,), without what the spread costs: for a search that prices many thousands."""
-        return self._unscaled(self.model_.mean(self.space.rows(archs)))
+        rows = self._asked(archs)
+        return self._unscaled(self.model_.mean(rows)) if len(rows) else np.empty(0)
+
+    def _asked(self, archs: Archs) -> NDArray[np.int64]:
+        """Rows to predict.
+
+        Raises:
+            UserError: it was not fitted.
+        """
+        if not hasattr(self, "model_"):
+            raise UserError(
+                f"predictor '{self.kind}' was not fitted",
+                allowed="A fitted predictor predicts and can be saved",
+                next_step="Call fit(archs, values) first",
+            )
+        return self.space.rows(archs)
 
     def _unscaled(self, raw: Values) -> Values:
         """Means in the unit of the values."""
@@ -134,12 +167,7 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
         Raises:
             UserError: it was not fitted.
         """
-        if not hasattr(self, "values_"):
-            raise UserError(
-                f"predictor '{self.kind}' was not fitted",
-                allowed="A fitted predictor can be saved",
-                next_step="Call fit(archs, values) first",
-            )
+        self._asked(())
         body = {
             "predictor": self.kind,
             "shares": self.shares,
@@ -177,6 +205,32 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
         return float(1 - (residual**2).sum() / ((target - target.mean()) ** 2).sum())
 
 
+def measured(rows: NDArray[np.int64], values: ArrayLike) -> Values:
+    """Measured values of rows as numbers, (N,).
+
+    Raises:
+        UserError: not one finite number for each.
+    """
+    try:
+        target = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"values that are no numbers ({error})", allowed="One number for each architecture", next_step="Correct the values"
+        ) from None
+    if target.shape != (len(rows),):
+        raise UserError(
+            f"{len(rows)} architectures with values of shape {target.shape}",
+            allowed="One value for each architecture, (N,)",
+            next_step="Correct the values",
+        )
+    if not np.isfinite(target).all():
+        at = int(np.flatnonzero(~np.isfinite(target))[0])
+        raise UserError(
+            f"value {at} is {target[at]}", allowed="Finite numbers", next_step="Leave out architectures without a value"
+        )
+    return target
+
+
 def build(
     kind: str, space: SearchSpace, *, shares: bool = False, hidden_layer_sizes: Sequence[int] | None = None
 ) -> ArchitecturePredictor:
@@ -186,9 +240,12 @@ def build(
         UserError: an unknown kind, or hidden layers for a kind without any.
     """
     _check_kind(kind)
+    check_space(space)
     if hidden_layer_sizes is None:
         return ArchitecturePredictor(kind, space, shares)
-    if kind != "mlp" or not len(hidden_layer_sizes) or min(hidden_layer_sizes) < 1:
+    widths = hidden_layer_sizes if isinstance(hidden_layer_sizes, Sequence) and len(hidden_layer_sizes) else [0]
+    whole = all(isinstance(width, (int, np.integer)) and width > 0 for width in widths)
+    if kind != "mlp" or not whole:
         raise UserError(
             f"hidden_layer_sizes={hidden_layer_sizes!r} for predictor '{kind}'",
             allowed="One or more positive numbers, for the kind 'mlp'",

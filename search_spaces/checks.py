@@ -10,9 +10,23 @@ from numpy.typing import NDArray
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import UserError
-from search_spaces.rows import Gene
+from search_spaces.rows import Gene, RowSpace
 
-__all__ = ["check_own", "check_rows", "check_whole"]
+__all__ = ["check_own", "check_rows", "check_space", "check_whole"]
+
+
+def check_space(space: Any) -> None:
+    """Refuse what is no search space.
+
+    Raises:
+        UserError: as said.
+    """
+    if not isinstance(space, RowSpace):
+        raise UserError(
+            f"space is a {type(space).__name__}",
+            allowed="A SearchSpace",
+            next_step="Make one: nas.space(NAME) or nas.SearchSpace({choice: options})",
+        )
 
 
 def check_own(arch: Any, key: str, shape: tuple[tuple[str, int | None], ...]) -> None:

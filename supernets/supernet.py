@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import search_spaces
 from search_spaces import Architecture, ElasticSpace, SearchSpace
+from search_spaces.checks import check_space
 from search_spaces.errors import UserError
 from search_spaces.layers import Layer
 from supernets.blocks import Network, initialise
@@ -58,6 +59,7 @@ class Supernet(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_space(space)
         self.space = search_spaces.rebuild(space, classes=classes, channels=channels)
         placed = self.space.placed(self.space.largest)
         self._slot = {position: slot for slot, (position, _) in enumerate(placed)}

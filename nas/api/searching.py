@@ -10,7 +10,7 @@ from nas.api.defaults import DEFAULT_DEVICE, DEFAULT_HEARTBEAT, DEFAULT_IDLE, DE
 from nas.runs import Run
 from search_spaces import SearchSpace
 from search_spaces.artifacts import locked
-from search_spaces.checks import check_whole
+from search_spaces.checks import check_space, check_whole
 from search_spaces.errors import UserError
 from search_spaces.progress import SILENT, Progress
 
@@ -72,6 +72,7 @@ def profile(
     from latency_tables import profile as run_profile
     from nas.tables import STORED, check_amount, stored_table, table_path, writer_of
 
+    check_space(space)
     _check_numbers(seed)
     check_amount(networks, held_out)
     if device.startswith(STORED):

@@ -97,7 +97,7 @@ def report_card(
         "found of the best tenth": f"{card.top_recall:.0%}",
     }
     show_table([f"{card.kind}, held out of {card.networks} scores", ""], list(facts.items()))
-    steps = ", ".join(f"{count}: {value:.2f}" for count, value in zip(curve.networks, curve.kendall, strict=True))
+    steps = ", ".join(f"{count}: {_number(value)}" for count, value in zip(curve.networks, curve.kendall, strict=True))
     missing: dict[int | None, str] = {None: "how many scores reach it, the curve cannot tell", 0: "reached"}
     typer.echo(f"\nKendall by scores learnt from: {steps}")
     typer.echo(f"Kendall {tau:g}: {missing.get(found.more, f'score about {found.more} more')}\n")

@@ -278,6 +278,10 @@ def test_a_new_device_is_learnt_from_ten_networks_and_other_devices() -> None:
     assert np.abs(told.mean / truth - 1).mean() < 0.07
     assert np.abs(told.mean / truth - 1).mean() < np.abs(alone.mean / truth - 1).mean()
     assert (told.std > 0).all()
+    table = [lambda archs: [float(device_ms(cell_space.rows([arch]), 1)[0]) for arch in archs]]  # of architectures alone
+    assert (nas.FewShotLatency(cell_space, table).choose(4, seed=0)) == nas.FewShotLatency(cell_space, sources[:1]).choose(
+        4, seed=0
+    )
     known = nas.FewShotLatency(cell_space, sources[:1]).fit(chosen, 2 * device_ms(cell_space.rows(chosen), 1))
     assert known.predict(rows).mean == pytest.approx(2 * device_ms(rows, 1), rel=0.02)  # the same device at half the speed
 
@@ -303,3 +307,6 @@ def test_times_that_are_no_times_are_refused(values: list[float]) -> None:
         nas.FewShotLatency(cells(), [lambda archs: np.ones(len(archs))]).fit(rows, values)
     with pytest.raises(nas.UserError, match="no known device"):
         nas.FewShotLatency(cells(), [])
+    for unfitted in (nas.LatencyPredictor(cells()), nas.FewShotLatency(cells(), [lambda archs: np.ones(len(archs))])):
+        with pytest.raises(nas.UserError, match="was not fitted"):
+            unfitted.predict(rows)

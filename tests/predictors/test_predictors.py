@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.model_selection import cross_val_predict, cross_val_score
 
 import predictors
 import search_spaces
@@ -85,19 +86,52 @@ def test_bad_input_is_named(space: SearchSpace) -> None:
     rows, values = planted(space, 30, noise=0.01)
     with pytest.raises(UserError, match="did you mean 'ridge'"):
         predictors.build("rigde", space)
-    for bad in (values[:5], np.full(30, np.nan), values[:, None]):
-        with pytest.raises(UserError, match="One finite value for each"):
+    for bad, message in (
+        (values[:5], r"of shape \(5,\)"),
+        (values[:, None], r"of shape \(30, 1\)"),
+        (np.append(values[:-1], np.nan), "value 29 is nan"),
+        (["good"] * 30, "no numbers"),
+    ):
+        with pytest.raises(UserError, match=message):
             predictors.build("ridge", space).fit(rows, bad)
-    with pytest.raises(UserError, match="at least 10"):
+    with pytest.raises(UserError, match="At least 10"):
         predictors.build("ridge", space).fit(rows[:4], values[:4])
+    with pytest.raises(UserError, match="1 of them different"):
+        predictors.build("ridge", space).fit(rows[[0] * 20], values[:20])
+    for early in (lambda p: p.predict(rows), lambda p: p.mean(rows), lambda p: p.save("predictor.json")):
+        with pytest.raises(UserError, match="was not fitted"):
+            early(predictors.build("ridge", space))
+    with pytest.raises(UserError, match="space is a str"):
+        predictors.build("ridge", "small-mobilenet")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="from 60 to 90") as caught:
         predictors.build("ridge", space, shares=True).fit(rows, np.linspace(60, 90, 30))
     assert "100" in caught.value.next_step
     for wrong in (values[:20], np.append(values, 0.5)):
         with pytest.raises(UserError, match="30 architectures with values of shape"):
             predictors.report_card(predictors.build("ridge", space), rows, wrong)
-    with pytest.raises(UserError, match="at least 13"):
+    with pytest.raises(UserError, match="At least 13"):
         predictors.report_card(predictors.build("ridge", space), rows[:12], values[:12])
+
+
+def test_predictions_serve_where_scikit_learn_takes_arrays(space: SearchSpace) -> None:
+    rows, values = planted(space, 60, noise=0.001)
+    ridge = predictors.build("ridge", space)
+    told = cross_val_predict(ridge, space.from_array(rows), values, cv=4)
+    np.testing.assert_array_equal(told, cross_val_predict(ridge, rows, values, cv=4))
+    assert 0 < np.sqrt(np.mean((told - values) ** 2)) < values.std()
+    errors = cross_val_score(ridge, rows, values, cv=4, scoring="neg_mean_absolute_error")
+    assert (errors < 0).all()
+    prediction = ridge.fit(rows, values).predict(rows)
+    np.testing.assert_array_equal(np.asarray(prediction), prediction.mean)
+    assert len(prediction) == 60
+    assert len(ridge.predict([])) == len(ridge.mean([])) == 0
+
+
+def test_nothing_is_ranked_where_nothing_varies(space: SearchSpace) -> None:
+    rows = planted(space, 60, noise=0.0)[0]
+    curve = predictors.learning_curve(predictors.build("ridge", space), rows, np.ones(60))
+    assert set(curve.kendall) == {None}
+    assert curve.more_for(0.9) is None
 
 
 @pytest.mark.parametrize(("kind", "least"), [("mlp", 0.9), ("nearest-neighbour", 0.4)])
