@@ -71,6 +71,12 @@ class Scoring:
         return found
 
     def __enter__(self) -> Scoring:
+        if self.storage is not None:  # one that cannot be opened says so before anything is measured
+            try:
+                _ = self.archive
+            except BaseException:
+                self.__exit__()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -46,6 +46,20 @@ def test_the_guides_preparation_is_that_of_evaluation(tmp_path: Path) -> None:
                 assert min(np.abs(image - other).max() for other in theirs) <= 1
 
 
+@pytest.mark.slow
+def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {"__name__": "__readme__"}
+    exec(first, known)  # noqa: S102 (what a reader copies)
+    assert len(known["front"].to_frame()) == len(known["front"]) > 1
+    assert (tmp_path / "runs" / "digits" / "report.html").is_file()
+    space = known["space"] = known["run"].space
+    known["evaluate"] = lambda archs: {"accuracy": np.log(space.params(archs)), "latency_ms": 1e-6 * space.macs(archs)}
+    exec(second, known)  # noqa: S102
+    assert len(known["result"].trials) == 200
+
+
 @pytest.mark.parametrize("guide", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
 def test_a_guides_code_runs(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a script of its own, but in this process, which has everything heavy imported."""

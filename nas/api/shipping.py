@@ -10,6 +10,7 @@ from nas.runs import Run
 from search_spaces.artifacts import locked
 from search_spaces.checks import check_whole
 from search_spaces.errors import UserError
+from search_spaces.onnx_versions import DEFAULT_OPSET
 from search_spaces.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def export(
     *,
     pick: str | None = None,
     arch: str | Architecture | None = None,
-    opset: int = 17,
+    opset: int = DEFAULT_OPSET,
     ir_version: int | None = None,
     batch: int | None = None,
     pixels: str | None = None,

@@ -10,6 +10,7 @@ import typer
 
 from nas.cli.options import AsJson, Force, Quiet, RunFolder, Seed, check_one, finite
 from nas.cli.terminal import EXIT_BROKEN, TerminalProgress, print_json, show_table
+from search_spaces.onnx_versions import DEFAULT_OPSET
 
 __all__ = ["export", "report", "show_verification", "verify"]
 
@@ -22,7 +23,9 @@ def export(
     pick: Pick = None,
     everything: Annotated[bool, typer.Option("--all", help="Every network of the front; the default without --pick.")] = False,
     arch: Annotated[str | None, typer.Option(help="A network that may be off the front: id, largest or smallest.")] = None,
-    opset: Annotated[int, typer.Option(help="Of ONNX's operators; the default loads in runtimes of 2022 and later.")] = 17,
+    opset: Annotated[
+        int, typer.Option(help="Of ONNX's operators; the default loads in runtimes of 2022 and later.")
+    ] = DEFAULT_OPSET,
     ir_version: Annotated[int | None, typer.Option(help="Of the file; default: the oldest that knows the opset.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images per run; default: any number.")] = None,
     pixels: Annotated[str | None, typer.Option(help="nhwc or nchw: take uint8 pixels and normalise them inside.")] = None,

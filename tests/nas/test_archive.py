@@ -398,6 +398,17 @@ def test_what_the_user_can_mend_is_not_tried_again(run: Run, monkeypatch: pytest
     assert scoring.archive.waiting() == 2
 
 
+def test_a_storage_that_cannot_be_opened_is_refused_before_the_device_is_measured(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def profile(*_: object, **__: object) -> None:
+        pytest.fail("the device was measured")
+
+    monkeypatch.setattr("nas.api.searching.profile", profile)
+    with pytest.raises(UserError, match="storage 'nonsense'"):
+        nas.search(run, device="onnxruntime-cpu", storage="nonsense", force=True)
+
+
 def test_a_worker_goes_on_after_a_failure_that_passes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     scoring = Scoring(run, 50, storage=storage)
