@@ -47,9 +47,9 @@ def unknown_name(kind: str, value: str, known: Iterable[str], *, command: str) -
         command: the command that lists them.
     """
     names = sorted(known)
-    part = str(value).lower()
-    close = [name.lower() for name in names if part and part in name.lower()]
-    close = close or difflib.get_close_matches(part, [name.lower() for name in names], n=1, cutoff=0.4)
+    part, lower = str(value).lower(), [name.lower() for name in names]
+    containing = [name for name in lower if part and part in name]
+    close = difflib.get_close_matches(part, containing or lower, n=1, cutoff=0.0 if containing else 0.4)
     hint = next((f" (did you mean '{name}'?)" for name in names if close and name.lower() == close[0]), "")
     return UserError(
         f"unknown {kind} '{value}'{hint}",
