@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nas.evaluations import Evaluations
 from nas.pareto import ParetoFront, Point, hypervolume_trace
 from nas.problems import Known, make_task
 from nas.strategies import Archive, Strategy, Task, make_strategy
@@ -85,6 +88,7 @@ def optimize(
     seed: int = 0,
     patience: int | None = None,
     callback: Callable[[OptimizeResult], None] | None = None,
+    archive: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> OptimizeResult:
     """The Pareto front of a space from few evaluations.
@@ -97,46 +101,48 @@ def optimize(
             networks. Methods of the space and of a `LatencyTable` work on arrays and are the fastest.
         limits: name -> bound: at least for objectives to be maximised, ``accuracy`` and ``throughput``, else at most; for
             another quantity that is to be large, ``{"top5": ">= 0.9"}``.
-        budget: evaluations in all; a space (within its known limits) that is smaller is evaluated completely.
+        budget: evaluations in all, the archive's included; a smaller space (within known limits) is evaluated completely.
         batch: networks per call of ``evaluate``, at most.
         strategy: a name of `nas.strategies.STRATEGIES`: ``default`` models what is measured with Gaussian processes and
-            proposes batches by expected gain of hypervolume; ``random``, ``evolution``, ``linas``, pymoo's ``nsga2`` ...
-            and Optuna's ``optuna-tpe`` ... are for comparison. Or your own: a function of a `Task` that makes a
-            `Strategy`; `nas.testing.check_strategy` checks it.
+            proposes batches by expected gain of hypervolume; the others are for comparison. Or your own: a function of a
+            `Task` that makes a `Strategy`; `nas.testing.check_strategy` checks it.
         seed: of everything random; the same seed and values give the same result.
         patience: stop early when so many evaluations in a row added less than 0.1 % to the front's hypervolume (measured
             from the worst values met); None spends the whole budget.
         callback: called with the result so far after every batch.
+        archive: a JSON file that keeps every evaluation. One that is there is gone on with: an interrupted run as if it had
+            not been, another one (more budget, other limits, objectives or strategy) from all that is known.
 
     Raises:
-        UserError: bad arguments, known limits that no network meets, or values from ``evaluate`` that are missing, of
-            wrong length or not finite.
+        UserError: bad arguments, known limits that no network meets, an archive that does not fit, or values from
+            ``evaluate`` that are missing, of wrong length or not finite.
 
     An exception that ends the run during an evaluation, of whatever type, carries the finished trials as ``.result``.
     """
     task = make_task(space, objectives, known or {}, limits or {}, budget=budget, batch=batch, seed=seed)
     if patience is not None:
         check_whole("patience", patience, 1)
-    run = _Run(task, evaluate, strategy)
-    progress.start(f"optimize ({run.name})", budget)
-    try:
-        for count in run.batches(patience, progress):
-            progress.advance(count)
-            if callback is not None:
-                callback(run.result())
-    except BaseException as error:
-        with suppress(AttributeError, TypeError):  # a class with slots has no room; the callback has seen every batch
-            error.result = run.result()  # type: ignore[attr-defined]
-        raise
-    finally:
-        progress.stop()
-    return run.result()
+    with Evaluations.opened(space, archive) as evaluations:
+        run = _Run(task, evaluate, strategy, evaluations)
+        progress.start(f"optimize ({run.name})", budget)
+        try:
+            for _ in run.batches(patience, progress):
+                if callback is not None:
+                    callback(run.result())
+        except BaseException as error:
+            run.attach_to(error)
+            raise
+        finally:
+            progress.stop()
+        return run.result()
 
 
 class _Run:
     """A strategy at work on a task."""
 
-    def __init__(self, task: Task, evaluate: Evaluate, strategy: str | Callable[[Task], Strategy]) -> None:
+    def __init__(
+        self, task: Task, evaluate: Evaluate, strategy: str | Callable[[Task], Strategy], evaluations: Evaluations
+    ) -> None:
         if not callable(evaluate):
             raise UserError(
                 f"evaluate is a {type(evaluate).__name__}",
@@ -146,30 +152,78 @@ class _Run:
         self.task = task
         self.evaluate = evaluate
         self.name = strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "own")
-        self.strategy = strategy(task) if callable(strategy) else make_strategy(strategy, task)
+        self._make = strategy if callable(strategy) else partial(make_strategy, strategy)
+        self.strategy = self._begin()
         self.archive = Archive.of(task)
+        self.evaluations = evaluations
+        rows, values = evaluations.told(task)
+        self._before = {row.tobytes(): known for row, known in zip(rows, values, strict=True)}  # not yet told
 
-    def batches(self, patience: int | None, progress: Progress) -> Iterator[int]:
-        """Evaluate batch by batch until the budget is spent, nothing is left or it stalls; yields how many each one had."""
-        task, archive = self.task, self.archive
-        everything = _everything(task)
-        while len(archive) < task.budget:
-            n = min(task.batch, task.budget - len(archive))
-            rows = self.strategy.ask(n) if everything is None else everything[len(archive) : len(archive) + n]
-            if not len(rows):
-                progress.say(f"stopped: after {len(archive)} evaluations no network within the known limits is left")
+    def attach_to(self, error: BaseException) -> None:
+        """Hand out what is finished with what ends the run."""
+        with suppress(AttributeError, TypeError):  # a class with slots has no room; the callback has seen every batch
+            error.result = self.result()  # type: ignore[attr-defined]
+
+    def _begin(self) -> Strategy:
+        made = self._make(self.task)
+        return _Everything(self.task) if self.task.space.count() <= self.task.budget else made
+
+    def batches(self, patience: int | None, progress: Progress) -> Iterator[None]:
+        """Evaluate batch by batch until the budget is spent, nothing is left or it stalls; a turn after each new batch."""
+        task = self.task
+        while len(self.archive) < task.budget or self._before:
+            done, going_on = len(self.archive), bool(self._before)
+            n = min(task.batch, task.budget - done)
+            rows = self.strategy.ask(n) if n > 0 else self.archive.rows[:0]
+            if going_on and not (len(rows) and self._as_before(rows)):
+                self._tell_at_once()
+            elif len(rows):
+                self._check_proposals(rows, n)
+                self._take(rows)
+            else:
+                progress.say(f"stopped: after {done} evaluations no network within the known limits is left")
                 return
-            self._check_proposals(rows, n)
-            values, failure = _evaluated(task, self.evaluate, rows)
-            finished = np.isfinite(values).all(axis=1)
-            archive.add(rows[finished], values[finished])
-            if failure is not None:
-                raise failure
-            self.strategy.tell(rows, values)
-            yield len(rows)
-            if patience is not None and self.stalls(patience):
+            progress.advance(len(self.archive) - done)
+            if not going_on:
+                yield
+            if patience is not None and not self._before and self.stalls(patience):
                 progress.say(f"stopped: {patience} evaluations added less than {STALL:.1%} to the hypervolume")
                 return
+
+    def _as_before(self, rows: Rows) -> bool:
+        """Whether these proposals are the next networks that were evaluated before, or have all that are left among them."""
+        proposed = {row.tobytes() for row in rows}
+        following = set(list(self._before)[: len(rows)])
+        return following <= proposed and len(proposed & self._before.keys()) == len(following)
+
+    def _tell_at_once(self) -> None:
+        """Tell all that was evaluated before to a strategy that has proposed none of it."""
+        rows, values = self.evaluations.told(self.task)
+        self._before.clear()
+        self.strategy, self.archive = self._begin(), Archive.of(self.task)
+        self.archive.add(rows, values)
+        self.strategy.tell(rows, values)
+
+    def _take(self, rows: Rows) -> None:
+        """Evaluate proposals, those that were evaluated before excepted, and tell the strategy."""
+        task, columns = self.task, self.task.measured
+        values = np.full((len(rows), len(task.quantities)), np.nan)
+        keys = [row.tobytes() for row in rows]
+        for at, key in enumerate(keys):
+            values[at] = self._before.pop(key, values[at])
+        new, failure = np.isnan(values).any(axis=1), None
+        try:
+            if new.any():
+                values[new], failure = _evaluated(task, self.evaluate, rows[new])
+        finally:
+            finished = np.isfinite(values).all(axis=1)
+            self.archive.add(rows[finished], values[finished])
+            fresh = new & finished
+            plain = {task.quantities[c].name: (task.quantities[c].sign * values[fresh, c]).tolist() for c in columns}
+            self.evaluations.add(task.space.from_array(rows[fresh]), plain)
+        if failure is not None:
+            raise failure
+        self.strategy.tell(rows, values)
 
     def _check_proposals(self, rows: Rows, n: int) -> None:
         """Refuse what breaks a strategy's contract: it would cost evaluations, and the result would be wrong."""
@@ -222,13 +276,20 @@ class _Run:
         return OptimizeResult(trials, front)
 
 
-def _everything(task: Task) -> Rows | None:
+class _Everything:
     """All networks within the known limits in random order, where they are no more than the budget."""
-    if task.space.count() > task.budget:
-        return None
-    rows = task.space.all_rows()
-    rows = rows[task.allowed(rows)]
-    return rows[np.random.default_rng(task.seed).permutation(len(rows))]
+
+    def __init__(self, task: Task) -> None:
+        rows = task.space.all_rows()
+        rows = rows[task.allowed(rows)]
+        self.rows = rows[np.random.default_rng(task.seed).permutation(len(rows))]
+        self.archive = Archive.of(task)
+
+    def ask(self, n: int) -> Rows:
+        return self.rows[self.archive.new(self.rows)][:n]
+
+    def tell(self, rows: Rows, values: Values) -> None:
+        self.archive.add(rows, values)
 
 
 def _evaluated(task: Task, evaluate: Evaluate, rows: Rows) -> tuple[Values, UserError | None]:

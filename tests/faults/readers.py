@@ -41,7 +41,7 @@ from supernets.pretrained import read_checkpoint
 from supernets.recipe import Recipe
 from supernets.states import CheckpointFile
 from tests.faults.mutations import damaged_bytes, damaged_json, damaged_json_text, damaged_text, hostile_value
-from tests.faults.samples import SPACE
+from tests.faults.samples import CELLS, SPACE, priced
 
 __all__ = ["READERS", "Reader"]
 
@@ -145,6 +145,10 @@ def _archive(folder: Path) -> None:
         archive.recover()
     finally:
         archive.close()
+
+
+def _evaluations(folder: Path) -> object:
+    return nas.optimize(CELLS, priced, objectives={"cost": "min"}, budget=6, archive=folder / "evaluations.json").trials
 
 
 def _space(folder: Path) -> None:
@@ -429,6 +433,7 @@ READERS: dict[str, Reader] = {
         Reader("baseline", "run/baselines/*.json", lambda folder: read_baselines(Run.open(folder / "run")), _JSON),
         Reader("rank check", "run/rank_check/*.json", _pair, _JSON),
         Reader("predictor", "predictor.json", lambda folder: nas.ArchitecturePredictor.load(folder / "predictor.json"), _JSON),
+        Reader("evaluations", "evaluations.json", _evaluations, _JSON),
         Reader("search space", "space.json", _space, (damaged_json_text,)),
         Reader("recipe TOML", "recipe.toml", lambda folder: Recipe.read(folder / "recipe.toml"), (damaged_text, damaged_bytes)),
         Reader(

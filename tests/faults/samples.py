@@ -30,10 +30,20 @@ from search_spaces.artifacts import write_json
 from supernets import Supernet, load_data, save_tensors, train
 from tests.nas.tiny import table
 
-__all__ = ["SPACE", "make_samples"]
+__all__ = ["CELLS", "SPACE", "make_samples", "priced"]
 
 SPACE = search_spaces.build("small-mobilenet", width=0.25, resolution=[16], channels=1, classes=4).restrict(
     kernel=[3, 5], depth=[1], expand=[2, 4]
+)
+CELLS = SearchSpace(
+    {
+        "depth": Choice((1, 2), 2, (None, ("width", (8,)))),
+        "width": [4, 8],
+        "mode": ["a", "b"],
+        "share": [0.5, 1.0],
+    },
+    name="cells",
+    parameters={"size": 3},
 )
 DEVICE = "onnxruntime-cpu"
 CSV_ROWS = 12
@@ -98,18 +108,16 @@ def _shipped(run: Run) -> None:
     write_json(run.path / "rank_check" / f"{point.arch.id}.json", "rank-pair", RANK_CHECK_VERSION, pair)
 
 
+def priced(archs: list[nas.Architecture]) -> dict[str, list[float]]:
+    return {"cost": [float(arch["width"] * arch["share"]) for arch in archs]}
+
+
 def _beside(folder: Path, run: Run) -> None:
     predictor = nas.predictor("ridge", SPACE, shares=True)
     archs = SPACE.sample(16, seed=2)
     predictor.fit(archs, np.linspace(0.3, 0.9, 16)).save(folder / "predictor.json")
-    choices: dict[str, Any] = {
-        "depth": Choice((1, 2), 2, (None, ("width", (8,)))),
-        "width": [4, 8],
-        "mode": ["a", "b"],
-        "share": [0.5, 1.0],
-    }
-    space = SearchSpace(choices, name="cells", parameters={"size": 3})
-    (folder / "space.json").write_text(json.dumps(space.to_dict(), indent=1))
+    (folder / "space.json").write_text(json.dumps(CELLS.to_dict(), indent=1))
+    nas.optimize(CELLS, priced, objectives={"cost": "min"}, budget=6, batch=3, archive=folder / "evaluations.json")
     make_kit(SPACE.restrict(kernel=[3]), folder / "kit", amount=Amount(4, 3), plan=Plan(rounds=3, least=3, warmup=1))
     _results(folder / "kit")
     weights = run.supernet().extract(SPACE.largest).state_dict()

@@ -10,6 +10,7 @@ import pytest
 
 import nas
 from nas.optimizing import OptimizeResult
+from search_spaces.artifacts import locked
 
 SPACE = nas.SearchSpace({f"gene_{i}": [0, 1, 2, 3] for i in range(6)}, name="small")  # 4,096 networks
 BOTH = {"accuracy": "max", "latency_ms": "min"}
@@ -171,6 +172,99 @@ def test_an_interrupted_run_keeps_what_is_paid_for() -> None:
     assert list(result.trials["architecture"]) == counted.archs
     assert [len(so_far.trials) for so_far in seen] == [10, 20]
     assert len(result.front) > 0
+
+
+class Stopping(Counted):
+    """An evaluation that ends the run at a call, or returns values of which half are missing."""
+
+    def __init__(self, *, stop: int = 0, break_at: int = 0) -> None:
+        super().__init__()
+        self.stop, self.break_at = stop, break_at
+
+    def __call__(self, archs: list[nas.Architecture]) -> dict[str, Any]:
+        if len(self.calls) + 1 == self.stop:
+            raise KeyboardInterrupt
+        values = super().__call__(archs)
+        if len(self.calls) == self.break_at:
+            values["accuracy"][::2] = np.nan
+        return values
+
+
+def same(a: OptimizeResult, b: OptimizeResult) -> bool:
+    return bool((a.trials.to_numpy() == b.trials.to_numpy()).all()) and list(a.front) == list(b.front)
+
+
+@pytest.mark.parametrize("strategy", ["default", "random", "nsga2", "optuna-tpe", "evolution", "linas"])
+def test_an_interrupted_run_goes_on_from_its_archive_as_if_it_had_not_been(tmp_path: Path, strategy: str) -> None:
+    options: dict[str, Any] = {"objectives": BOTH, "budget": 50, "batch": 10, "strategy": strategy, "seed": 3}
+    unbroken = nas.optimize(SPACE, Counted(), **options)
+    file = tmp_path / "search.json"
+    # Killed at the third call; then a call whose values are partly missing; then to the end.
+    with pytest.raises(KeyboardInterrupt):
+        nas.optimize(SPACE, Stopping(stop=3), archive=file, **options)
+    broken = Stopping(break_at=1)
+    with pytest.raises(nas.UserError, match="accuracy = nan") as caught:
+        nas.optimize(SPACE, broken, archive=file, **options)
+    finished = len(caught.value.result.trials)  # type: ignore[attr-defined]
+    last = Counted()
+    resumed = nas.optimize(SPACE, last, archive=file, **options)
+    assert same(resumed, unbroken)
+    assert len(last.archs) == 50 - finished
+    nothing = Counted()
+    assert same(nas.optimize(SPACE, nothing, archive=file, **options), unbroken)
+    assert nothing.calls == []
+
+
+def test_an_archive_serves_other_limits_objectives_budgets_and_strategies(tmp_path: Path) -> None:
+    file = tmp_path / "search.json"
+    first = nas.optimize(SPACE, Counted(), objectives=BOTH, budget=30, archive=file)
+    more = Counted()
+    further = nas.optimize(
+        SPACE, more, objectives=BOTH, limits={"latency_ms": 30.0, "size": 12.0}, known={"size": size}, budget=50, archive=file
+    )
+    assert len(further.trials) == 50
+    assert list(further.trials["architecture"][:30]) == list(first.trials["architecture"])
+    assert len(set(further.trials["architecture"])) == 50
+    assert max(point.values["latency_ms"] for point in further.front) <= 30.0
+    assert (size(more.archs) <= 12.0).all()
+    fewer = nas.optimize(SPACE, more, objectives={"accuracy": "max"}, budget=10, archive=file, strategy="evolution")
+    assert len(fewer.trials) == 50  # nothing new is paid for, nothing is forgotten
+    assert len(more.archs) == 20
+
+
+def test_an_archive_of_a_small_space_is_completed(tmp_path: Path) -> None:
+    small = nas.SearchSpace({"a": [0, 1, 2], "b": [0, 1, 2]}, name="nine")
+    seen: list[nas.Architecture] = []
+
+    def evaluate(archs: list[nas.Architecture]) -> dict[str, Any]:
+        seen.extend(archs)
+        return {"cost": [arch["a"] + 1.0 for arch in archs]}
+
+    for budget in (4, 100):
+        result = nas.optimize(small, evaluate, objectives={"cost": "min"}, budget=budget, archive=tmp_path / "search.json")
+    assert len(seen) == len(set(seen)) == len(result.trials) == 9
+
+
+def test_archives_that_do_not_fit_are_refused_and_kept(tmp_path: Path) -> None:
+    file = tmp_path / "search.json"
+    nas.optimize(SPACE, Counted(), objectives={"accuracy": "max"}, budget=10, archive=file)
+    kept = file.read_bytes()
+    evaluate = Counted()
+    for space, objectives, message in (
+        (SPACE, BOTH, r"has no latency_ms of architecture \w+, only accuracy"),
+        (SPACE.restrict(gene_0=[0, 1]), {"accuracy": "max"}, r"another space \(genes.gene_0 was"),
+    ):
+        with pytest.raises(nas.UserError, match=message):
+            nas.optimize(space, evaluate, objectives=objectives, budget=20, archive=file)
+    with pytest.raises(nas.UserError, match="is a folder"):
+        nas.optimize(SPACE, evaluate, objectives=BOTH, archive=tmp_path)
+    with locked(file, doing="adding to"), pytest.raises(nas.UserError, match="another process is adding to"):
+        nas.optimize(SPACE, evaluate, objectives={"accuracy": "max"}, archive=file)
+    file.write_bytes(kept[:-20])
+    with pytest.raises(nas.UserError, match="is damaged"):
+        nas.optimize(SPACE, evaluate, objectives={"accuracy": "max"}, archive=file)
+    assert file.read_bytes() == kept[:-20]
+    assert evaluate.calls == []
 
 
 @pytest.mark.parametrize(
