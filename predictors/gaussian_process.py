@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from predictors.kernel import GeneKernel, Sample, option_effects
 from search_spaces import SearchSpace
 
-__all__ = ["ArchitectureProcess", "Weights"]
+__all__ = ["ArchitectureProcess", "Weights", "square_root"]
 
 Rows = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -23,7 +23,7 @@ MOST_FOR_WEIGHTS = 300  # weights are learnt from at most so many rows; the post
 PRIOR_WIDTH = 1.5  # of the logarithms of weights: a gene may matter some twenty times more than another one
 FARTHEST = 15.0  # of those logarithms from the prior's means, so that no line search tries what overflows
 _JITTER = 1e-6  # of the variance of the values, in the covariance of the fitted ones
-_ROUNDING = 1e-8  # in that of draws, far above what rounding can make negative
+_ROUNDING = 1e-8  # of the largest variance of draws
 
 
 @dataclass(frozen=True)
@@ -251,8 +251,7 @@ class ArchitectureProcess:
         covariance = self._between(hot, self._fitted)
         explained = solve_triangular(self._root, covariance.T, lower=True, check_finite=False)
         left = self._between(hot, self._side(rows)) - explained.T @ explained
-        left[np.diag_indices(len(rows))] += _ROUNDING
-        draws = rng.normal(size=(count, len(rows))) @ cholesky(left, lower=True, overwrite_a=True, check_finite=False).T
+        draws = rng.normal(size=(count, len(rows))) @ square_root(left).T
         return (draws + covariance @ self._solved) * self.scale_ + self.center_  # type: ignore[no-any-return]
 
 
@@ -260,6 +259,17 @@ def _apart(values: Values, weights: Values) -> Values:
     """Weighted sums of squared differences between rows, (N, N)."""
     own = values**2 @ weights
     return np.maximum(own[:, None] + own - 2 * (values * weights) @ values.T, 0.0)
+
+
+def square_root(covariance: Values) -> Values:
+    """A matrix whose product with its transpose is the covariance (N, N), which rounding may have made indefinite."""
+    even = covariance + _ROUNDING * max(float(np.diag(covariance).max()), 1e-300) * np.eye(len(covariance))
+    try:
+        root: Values = cholesky(even, lower=True, overwrite_a=True, check_finite=False)
+    except LinAlgError:
+        spread, axes = np.linalg.eigh(covariance)
+        root = axes * np.sqrt(np.maximum(spread, 0.0))
+    return root
 
 
 def _inverse(root: Values) -> Values:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 
-from predictors.gaussian_process import FARTHEST, ArchitectureProcess
+from predictors.gaussian_process import FARTHEST, ArchitectureProcess, square_root
 from search_spaces import Choice, SearchSpace
 
 SPACE = SearchSpace(
@@ -92,6 +92,16 @@ def test_draws_have_the_mean_and_the_spread_of_the_prediction(
     mean, std = process.predict(data[0], noise=False)
     np.testing.assert_allclose(draws.mean(axis=0), mean, atol=5 * std.max() / np.sqrt(4000))
     np.testing.assert_allclose(draws.std(axis=0), std, atol=0.05 * std.max())
+
+
+@pytest.mark.parametrize("least", [1e-3, 0.0, -1e-5])
+def test_covariances_that_rounding_made_indefinite_have_a_root(least: float) -> None:
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(30, 30)))[0]
+    spread = np.append(rng.random(25), np.full(5, least))
+    covariance = axes * spread @ axes.T
+    root = square_root(covariance)
+    np.testing.assert_allclose(root @ root.T, axes * np.maximum(spread, 0.0) @ axes.T, atol=2e-8)
 
 
 def test_residuals_in_closed_form_are_those_of_fitting_without_the_part(
