@@ -318,7 +318,7 @@ class Archive:
 
     def withdraw(self, most: int) -> None:
         """Leave at most so many networks waiting: the first ones."""
-        for trial in self._trials(TrialState.WAITING)[max(0, most) :]:
+        for trial in sorted(self._trials(TrialState.WAITING), key=place_in_queue)[max(0, most) :]:
             with reaching(self.place), suppress(optuna.exceptions.UpdateFinishedTrialError):
                 self._storage.set_trial_user_attr(trial._trial_id, "withdrawn", True)
             self._moved(trial._trial_id, TrialState.FAIL)

@@ -88,7 +88,7 @@ def _closed(path: Path, side: int, channels: int) -> onnx.ModelProto:
         constants = {tensor.name for tensor in model.graph.initializer}
         source = next(value for value in model.graph.input if value.name not in constants)
         for dim, size in zip(source.type.tensor_type.shape.dim[1:], sizes, strict=True):
-            if not dim.HasField("dim_value"):
+            if dim.dim_value <= 0:
                 dim.dim_value = size
     return model
 

@@ -112,7 +112,8 @@ def find_network(run: Run, name: str) -> Architecture:
         return ends[name]
     known: list[Architecture] = []
     if run.file("front.json").exists():
-        known += [point.arch for point in ParetoFront.load(run.file("front.json"))]
+        front = ParetoFront.load(run.file("front.json"))
+        known += [point.arch for part in (front, *front.parts.values()) for point in part]
     if run.study.exists():
         known += [score.arch for score in run_scores(run)]
     for arch in known:

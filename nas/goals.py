@@ -90,7 +90,9 @@ class Goal:
         varying = {limit.objective for case in self.cases for limit in case if limit not in self.cases[0]}
         found: dict[str, View] = {}
         for case in self.cases:
-            name = ", ".join(str(limit) for limit in case if limit.objective in varying)
+            varied = [limit for limit in case if limit.objective in varying]
+            name = ", ".join(map(str, varied))
+            name = name if name not in found else ", ".join(limit.exact for limit in varied)  # budgets that print alike
             if name:
                 found[name] = View(name, self.objectives, case)
         for device in self.devices if len(self.tables) > 1 else []:

@@ -100,6 +100,11 @@ class Limit:
         sign = ">=" if self.maximised else "<="
         return f"{self.objective} {sign} {format_value(self.objective, self.bound)}"
 
+    @property
+    def exact(self) -> str:
+        """With every digit, in the unit that is stored."""
+        return f"{self.objective} {'>=' if self.maximised else '<='} {self.bound!r}"
+
 
 def violations(limits: Sequence[Limit], values: Mapping[str, Values], n: int) -> Values:
     """How far n networks exceed limits, in shares of the bounds, so that limits of different units weigh alike, (n,).

@@ -162,7 +162,7 @@ def check_batch(path: Path, device: str, batch: int, *, again: str) -> None:
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | None]:
     dims = value.type.tensor_type.shape.dim
-    return [dim.dim_value if dim.HasField("dim_value") else None for dim in dims] or [None]
+    return [dim.dim_value if dim.dim_value > 0 else None for dim in dims] or [None]  # some writers have -1 for an open axis
 
 
 def wrapped(model: onnx.ModelProto, form: Format, data: ImageData) -> onnx.ModelProto:

@@ -172,7 +172,7 @@ class _Run:
         """Evaluate batch by batch until the budget is spent, nothing is left or it stalls; a turn after each new batch."""
         task = self.task
         while len(self.archive) < task.budget or self._before:
-            done, going_on = len(self.archive), bool(self._before)
+            done, going_on, kept = len(self.archive), bool(self._before), len(self.evaluations.trials)
             n = min(task.batch, task.budget - done)
             rows = self.strategy.ask(n) if n > 0 else self.archive.rows[:0]
             if going_on and not (len(rows) and self._as_before(rows)):
@@ -184,7 +184,7 @@ class _Run:
                 progress.say(f"stopped: after {done} evaluations no network within the known limits is left")
                 return
             progress.advance(len(self.archive) - done)
-            if not going_on:
+            if len(self.evaluations.trials) > kept:
                 yield
             if patience is not None and not self._before and self.stalls(patience):
                 progress.say(f"stopped: {patience} evaluations added less than {STALL:.1%} to the hypervolume")

@@ -16,7 +16,7 @@ from nas.tables import STORED
 from search_spaces.errors import UserError
 from search_spaces.records import reading, record
 
-__all__ = ["Request", "wanted"]
+__all__ = ["Request", "asked_for", "wanted"]
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,27 @@ def wanted(
     return Request(chosen, tuple(objectives) if objectives is not None else kept, _named(limits, chosen[0]))
 
 
+def asked_for(front: ParetoFront, path: Path) -> Request | None:
+    """The request that a front notes; None: it is older than such notes.
+
+    Args:
+        path: of the front, for the error.
+
+    Raises:
+        UserError: the note makes no sense.
+    """
+    request = front.records.get("request")
+    if request is None:
+        return None
+    with reading(path, allowed="The file as nas search writes it", next_step="Search anew with --force"):
+        found = record(_Stored, request)
+    return Request(tuple(found.devices), None if found.objectives is None else tuple(found.objectives), found.limits)
+
+
 def _of(path: Path) -> Request:
     front = ParetoFront.load(path)
-    request = front.records.get("request")
-    if request is not None:
-        with reading(path, allowed="The file as nas search writes it", next_step="Search anew with --force"):
-            found = record(_Stored, request)
-        return Request(tuple(found.devices), None if found.objectives is None else tuple(found.objectives), found.limits)
+    if (request := asked_for(front, path)) is not None:
+        return request
     device = str(front.provenance.get("device", DEFAULT_DEVICE))
     return Request((device,), tuple(front.objectives), _named(front.limits, device))
 

@@ -195,7 +195,8 @@ def _stalled(goal: Goal, scores: Sequence[Score], begun: int) -> bool:
     if len(scores) - begun < span:
         return False
     volumes = hypervolumes(goal, scores)
-    return volumes[-1] - volumes[-1 - span] <= STALLED * volumes[-1]
+    before = volumes[-1 - span]  # 0: no network within the limits was found yet, and looking for one is no stall
+    return before > 0 and volumes[-1] - before <= STALLED * volumes[-1]
 
 
 def search_run(

@@ -198,12 +198,6 @@ class ArchitecturePredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc
             predictor = cls(found.predictor, space, found.shares, tuple(found.hidden_layer_sizes))
             return predictor.fit(rows, found.values)
 
-    def score(self, archs: Archs, values: ArrayLike) -> float:
-        """Coefficient of determination of the mean."""
-        target = np.asarray(values, dtype=np.float64)
-        residual = target - self.predict(archs).mean
-        return float(1 - (residual**2).sum() / ((target - target.mean()) ** 2).sum())
-
 
 def measured(rows: NDArray[np.int64], values: ArrayLike) -> Values:
     """Measured values of rows as numbers, (N,).

@@ -12,7 +12,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.errors import UserError
 from search_spaces.rows import Gene, RowSpace
 
-__all__ = ["check_own", "check_rows", "check_space", "check_whole"]
+__all__ = ["check_one", "check_own", "check_rows", "check_space", "check_whole"]
 
 
 def check_space(space: Any) -> None:
@@ -72,6 +72,19 @@ def check_rows(rows: NDArray[Any], key: str, genes: Sequence[Gene], lengths: NDA
             f"row {at} has {rows[at, gene]} for {genes[gene].name}",
             allowed=f"Indices of its options {list(genes[gene].options)}, from 0",
             next_step="Make rows with space.to_array(archs)",
+        )
+
+
+def check_one(**given: Any) -> None:
+    """Refuse more than one of several arguments that exclude each other.
+
+    Raises:
+        UserError: as said.
+    """
+    both = [name for name, value in given.items() if value is not None]
+    if len(both) > 1:
+        raise UserError(
+            f"{' and '.join(both)} together", allowed=f"One of {', '.join(given)}", next_step=f"Leave out {both[-1]}"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -149,6 +149,12 @@ class SearchSpace(RowSpace):
             known[name] = self.genes[self._column[name]].options
         genes = list(self.genes)
         for name, options in wanted.items():
+            if isinstance(options, str) or not isinstance(options, Iterable):
+                raise UserError(
+                    f"{name} cannot be restricted to {options!r}, a {type(options).__name__}",
+                    allowed="A list of options",
+                    next_step=f"Write for example: [{options!r}]",
+                )
             gene = genes[self._column[name]]
             kept = tuple(value for value in gene.options if value in options)
             if not kept or any(value not in known[name] for value in options):

@@ -109,6 +109,8 @@ class CheckpointFile:
             found["recipe"] = Recipe.from_dict(found["recipe"], source=str(path)).to_dict()
         if "space" in found:
             found["space"] = completed(found["space"], self._identity.get("space", {}))
+        if isinstance(found.get("data"), dict) and "name" in found["data"]:  # images are known by content, wherever they are
+            found["data"] = {**found["data"], "name": self._identity.get("data", {}).get("name")}
         for part, value in self._identity.items():
             if value_hash(found.get(part)) != value_hash(value):
                 raise UserError(

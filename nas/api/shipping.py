@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nas.api.defaults import DEFAULT_DEVICE
 from nas.runs import Run
 from search_spaces.artifacts import locked
-from search_spaces.checks import check_whole
+from search_spaces.checks import check_one, check_whole
 from search_spaces.errors import UserError
 from search_spaces.onnx_versions import DEFAULT_OPSET
 from search_spaces.progress import SILENT, Progress
@@ -77,13 +77,15 @@ def export(
     from nas.onnx_files import Format
     from nas.pareto import ParetoFront, Point
 
+    check_one(pick=pick, arch=arch)
     form = Format(opset, ir_version, batch, pixels, softmax)
     opened = Run.of(run)
     front = ParetoFront.load(opened.file("front.json")) if arch is None or opened.file("front.json").exists() else None
     points = [] if front is None else list(front)
     if arch is not None:
         chosen = find_network(opened, arch) if isinstance(arch, str) else arch
-        points = [point for point in points if point.arch == chosen] or [Point(chosen, {}, {})]
+        parts = [] if front is None else [point for part in front.parts.values() for point in part]
+        points = [point for point in [*points, *parts] if point.arch == chosen][:1] or [Point(chosen, {}, {})]
     elif pick is not None and front is not None:
         points = [front.pick(pick)]
     device = None if front is None else str(front.provenance["device"])

@@ -14,7 +14,7 @@ from nas.own_models import remember
 from nas.runs import SUPERNET_VERSION, Run
 from search_spaces import Architecture, ElasticSpace, SearchSpace
 from search_spaces.artifacts import file_hash, locked, write_json
-from search_spaces.checks import check_whole
+from search_spaces.checks import check_one, check_whole
 from search_spaces.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def estimate_training(
 def finetune(
     run: str | Path | Run,
     *,
-    pick: str = "knee",
+    pick: str | None = None,
     arch: str | Architecture | None = None,
     epochs: float | None = None,
     recipe: str = "finetune",
@@ -147,7 +147,7 @@ def finetune(
     """Train a network on, alone; the next export ships these weights. Resumable, and done once.
 
     Args:
-        pick: of the front, as for `export`.
+        pick: of the front, as for `export`; ``knee`` without it and without ``arch``.
         arch: instead of ``pick``: an architecture, the id of one that was scored, ``largest`` or ``smallest``.
         epochs: default: those of the recipe.
         recipe: a name or a TOML file. With ``distill`` above 0 (as in ``finetune-distilled``) the supernet's largest
@@ -159,9 +159,10 @@ def finetune(
     from nas.finetuning import find_network, finetune_network
     from nas.pareto import ParetoFront
 
+    check_one(pick=pick, arch=arch)
     opened = Run.of(run)
     if arch is None:
-        chosen = ParetoFront.load(opened.file("front.json")).pick(pick).arch
+        chosen = ParetoFront.load(opened.file("front.json")).pick(pick or "knee").arch
     else:
         chosen = find_network(opened, arch) if isinstance(arch, str) else arch
     with locked(opened.path / "finetuned" / f"{chosen.id}.safetensors", doing="fine-tuning"):

@@ -149,7 +149,7 @@ def finetune(
     with interruptible(progress) as stop:
         opened = nas.Run.open(run, torch_device=torch_device)
         check_one("--pick", pick, "--arch", arch)
-        chosen: dict[str, Any] = {"pick": pick or "knee", "arch": arch}
+        chosen: dict[str, Any] = {"pick": pick, "arch": arch}
         path = nas.finetune(opened, **chosen, epochs=epochs, recipe=recipe, stop=stop, progress=progress)
     if as_json:
         print_json({"weights": str(path), "network": path.stem})

@@ -11,7 +11,9 @@ from nas.finetuning import finetune_command
 from nas.pages.charts import Line, line_chart
 from nas.pages.contents import Contents, device_option, quoted, train_command
 from nas.pages.words import percent, section, table, text, three_digits
+from nas.resuming import Request, asked_for
 from search_spaces.errors import UserError
+from search_spaces.records import reading
 
 __all__ = ["artefacts", "commands", "other_devices", "search_history", "training"]
 
@@ -127,19 +129,21 @@ def _search_command(contents: Contents, option: str) -> str:
     """As it was asked for, where the front says so; else from what came of it."""
     front = contents.front
     assert front is not None
-    request = front.records.get("request") or {
-        "devices": [],
-        "objectives": list(front.objectives) if list(front.objectives) != ["accuracy", "latency"] else [],
-        "limits": {name: f"{bound:.6g}" for name, bound in front.limits.items()},
-    }
+    file = contents.run.file("front.json")
+    request = asked_for(front, file) or Request(
+        (),
+        tuple(front.objectives) if list(front.objectives) != ["accuracy", "latency"] else None,
+        {name: f"{bound:.6g}" for name, bound in front.limits.items()},
+    )
     parts = ["nas", "search", str(contents.run.path)]
-    parts += [word for name in request["devices"] for word in ("--device", name)] or shlex.split(option)
-    parts += [word for name in request["objectives"] or () for word in ("--objective", name)]
-    for name, bounds in request["limits"].items():
+    parts += [word for name in request.devices for word in ("--device", name)] or shlex.split(option)
+    parts += [word for name in request.objectives or () for word in ("--objective", name)]
+    for name, bounds in request.limits.items():
         for bound in bounds if isinstance(bounds, list) else [bounds]:
             parts += ["--limit", f"{name}={bound}"]
     # Of an older front only the number of scores is known.
-    amount = front.records.get("amount") or {"samples": front.provenance.get("scores")}
+    with reading(file, allowed="The file as nas search writes it", next_step="Search anew with --force"):
+        amount = dict(front.records.get("amount") or {"samples": front.provenance.get("scores")})
     usual = {"images": DEFAULT_IMAGES, "points": DEFAULT_POINTS, "predictor": "auto"}
     given = {**amount, "seed": front.provenance.get("seed")}
     for name in ("samples", "budget", "images", "points", "predictor", "seed"):
