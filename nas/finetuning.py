@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -44,7 +45,7 @@ def finetune_network(
     path = _path(run, arch)
     chosen = load_recipe(recipe, epochs=epochs)
     if path.exists():
-        _check_recipe(path, chosen)
+        _check_recipe(run, path, chosen)
         return path
     data, seed = run.data(), run.settings["seed"]
     alone = only(run, arch)
@@ -89,8 +90,19 @@ def _teacher(run: Run, arch: Architecture) -> Architecture:
     return run.space.from_array(row[None])[0]
 
 
-def _check_recipe(path: Path, recipe: Recipe) -> None:
+def _check_origin(run: Run, path: Path, meta: Mapping[str, Any]) -> None:
+    """Refuse weights that began with those of another supernet."""
+    if meta.get("supernet") not in (None, run.weights_hash()):
+        raise UserError(
+            f"{path} was fine-tuned from other weights than {run.weights} has now",
+            allowed="Networks of the run's own supernet",
+            next_step=f"Remove {path}, or fine-tune it anew after that: nas finetune {run.path} --arch {path.stem}",
+        )
+
+
+def _check_recipe(run: Run, path: Path, recipe: Recipe) -> None:
     _, meta = load_tensors(path, "finetuned", FINETUNED_VERSION, make="nas finetune RUN")
+    _check_origin(run, path, meta)
     known = meta.get("recipe")  # files of the first version do not say
     if known is not None and value_hash(Recipe.from_dict(known, source=str(path)).to_dict()) != value_hash(recipe.to_dict()):
         raise UserError(
@@ -132,7 +144,8 @@ def deployed_network(run: Run, arch: Architecture, data: ImageData) -> nn.Module
     seed = run.settings["seed"]
     if not path.exists():
         return calibrated(run.supernet(), arch, data, seed=seed).cpu()
-    tensors, _ = load_tensors(path, "finetuned", FINETUNED_VERSION, make=f"nas finetune {run.path} --pick {arch.id}")
+    tensors, meta = load_tensors(path, "finetuned", FINETUNED_VERSION, make=f"nas finetune {run.path} --pick {arch.id}")
+    _check_origin(run, path, meta)
     alone = only(run, arch)
     load_weights(alone, tensors, source=str(path))
     return calibrated(alone, arch, data, seed=seed).cpu()

@@ -95,9 +95,11 @@ class Pool:
     def front(self, points: int, provenance: dict[str, Any]) -> ParetoFront:
         """The main front with its parts, up to ``points`` networks each."""
         parts = {view.name: self._slice(view, points) for view in self.goal.parts}
-        # A budget's front is a slice of the main one: whatever it shows is there, too.
+        # A budget's front is a slice of the main one: whatever it shows is there, too; but no prediction beside scores.
         slices = [self._chosen(view, points) for view in self.goal.parts if view.device is None]
         chosen = np.unique(np.concatenate([self._chosen(self.goal.shared, points), *slices]))
+        if self.settled and self.is_measured[chosen].any():
+            chosen = chosen[self.is_measured[chosen]]
         main = self._made(self.goal.shared, chosen, provenance)
         records = {"sharing": self.sharing()} if len(self.goal.tables) > 1 else {}
         return replace(main, parts=parts, records=records)

@@ -16,6 +16,7 @@ from nas.pages.plain import markdown, rows_of
 from nas.pages.sections import sections
 from nas.runs import Run
 from search_spaces.artifacts import atomic_path
+from search_spaces.records import reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +61,11 @@ def write_report(run: Run) -> Report:
     The page needs nothing beside it: style, script, plotly and all numbers are inside, and its content security policy
     forbids loading anything. Missing parts are named, with the command that makes each of them.
     """
+    with reading(run.path, allowed="The files of a run as the toolkit writes them", next_step="Make the damaged one anew"):
+        return _written(run)
+
+
+def _written(run: Run) -> Report:
     contents = read_contents(run)
     report = Report(run.file("report.html"), run.file("report.md"), run.file("networks.csv"), tuple(rows_of(contents)))
     for path, text in ((report.path, _page(contents)), (report.markdown, markdown(contents, report.rows))):

@@ -145,6 +145,8 @@ def score_run(
         if archs:
             known = scoring.score(archs, f"score {len(archs)} proposals", proposed=True)
         fruitless = fruitless + 1 if len(known) == before else 0
+    if len(images := {score.images for score in known}) > 1:
+        scoring.progress.say(f"scores      of {min(images)} to {max(images)} validation images each stand side by side")
     return known
 
 
@@ -271,7 +273,7 @@ def _provenance(
         "generations": generations,
         "candidates": candidates,
         "scores": len(scores),
-        "validation_images": scores[0].images,
+        "validation_images": min(score.images for score in scores),
         "largest_validated": max(s.accuracy for s in scores),
     }
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,8 @@ class Crew:
         if isinstance(self.jobs, int) and self.jobs <= 1:
             return partial(validate, self.run)
         threads = max(1, (os.cpu_count() or 1) // self._most)
-        return partial(_validate_there, str(self.run.path.resolve()), self.run.torch_device, threads)
+        there = (str(self.run.path.resolve()), self.run.torch_device, self.run.weights_hash(), threads)
+        return partial(_validate_there, *there)
 
     def _collect(self) -> bool:
         if not self._flying:
@@ -252,14 +253,25 @@ def _executor(jobs: Jobs) -> Iterator[Executor]:
             pool.shutdown(cancel_futures=True)
 
 
-@cache
-def _opened(folder: str, torch_device: str, threads: int) -> Run:
-    """The run in a process that evaluates for another one, read once."""
+@lru_cache(maxsize=1)
+def _opened(folder: str, torch_device: str, weights: str, threads: int) -> Run:
+    """The run in a process that evaluates for another one, read once for the weights that it has.
+
+    Raises:
+        UserError: it has other weights meanwhile.
+    """
     import torch
 
     torch.set_num_threads(threads)
-    return Run.open(folder, torch_device=torch_device)
+    run = Run.open(folder, torch_device=torch_device)
+    if run.weights_hash() != weights:
+        raise UserError(
+            f"{folder} has other weights than when the search began",
+            allowed="Scores are of one supernet",
+            next_step="Search again when its training has ended",
+        )
+    return run
 
 
-def _validate_there(folder: str, torch_device: str, threads: int, arch: Architecture, images: int) -> Found:
-    return validate(_opened(folder, torch_device, threads), arch, images)
+def _validate_there(folder: str, torch_device: str, weights: str, threads: int, arch: Architecture, images: int) -> Found:
+    return validate(_opened(folder, torch_device, weights, threads), arch, images)

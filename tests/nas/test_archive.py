@@ -409,6 +409,18 @@ def test_a_storage_that_cannot_be_opened_is_refused_before_the_device_is_measure
         nas.search(run, device="onnxruntime-cpu", storage="nonsense", force=True)
 
 
+def test_the_first_queued_stay_when_networks_are_withdrawn(tmp_path: Path, space: SearchSpace) -> None:
+    mine, archs = archive(tmp_path / "study.db", space), space.sample(4, seed=1)
+    mine.enqueue(archs, images=50, proposed=False)
+    claim = mine.claim()
+    assert claim is not None
+    mine.give_back(claim, "interrupted", counted=False)  # it has a new number and its old place
+    mine.withdraw(2)
+    left = [found.arch for found in (mine.claim(), mine.claim()) if found is not None]
+    assert {arch.id for arch in left} == {arch.id for arch in archs[:2]}
+    assert mine.claim() is None
+
+
 def test_a_worker_goes_on_after_a_failure_that_passes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     scoring = Scoring(run, 50, storage=storage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 import nas
 from nas.archive import Archive
 from nas.demo import Budget, DemoResult, run_demo
 from nas.pareto import ParetoFront, non_dominated
+from nas.runs import SUPERNET_VERSION
 from search_spaces.artifacts import file_hash
-from supernets import calibrated
+from search_spaces.errors import UserError
+from supernets import calibrated, save_tensors
 
 
 def test_every_part_is_there(demo: DemoResult) -> None:
@@ -128,7 +132,24 @@ def test_picks(demo: DemoResult, pick: str) -> None:
     assert demo.front.pick(f"latency={bound * 1.0001}ms").values["latency"] <= bound * 1.0001
 
 
-def test_every_device_of_a_search_can_verify(finished: Path) -> None:
+def test_one_network_is_named_in_one_way_and_weights_of_another_supernet_are_refused(finished: Path) -> None:
+    for verb in (nas.export, nas.finetune):
+        with pytest.raises(UserError, match="pick and arch together"):
+            verb(finished, pick="knee", arch="smallest")  # type: ignore[operator]
+    run = nas.Run.open(finished)
+    (tuned, *_) = (run.path / "finetuned").glob("*.safetensors")
+    shutil.copytree(run.path, other := finished.parent / "other")
+    twin = nas.Run.open(other)
+    supernet = twin.supernet()
+    with torch.no_grad():
+        next(supernet.parameters()).add_(0.1)
+    save_tensors(twin.weights, supernet.state_dict(), "supernet", SUPERNET_VERSION, {"space": twin.settings["space"]})
+    twin.study.unlink()  # as the error about its scores advises
+    with pytest.raises(UserError, match="was fine-tuned from other weights"):
+        nas.export(other, arch=tuned.stem, force=True)
+
+
+def test_every_device_of_a_search_can_verify(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = ["onnxruntime-cpu", "simulated"]
     table = nas.profile(nas.Run.open(finished).space, device="simulated", out=finished)
     slowest, cost = table.slowest()[0], table.energy_cost()
@@ -150,3 +171,16 @@ def test_every_device_of_a_search_can_verify(finished: Path) -> None:
     broken = nas.verify(finished, device="simulated")
     assert all("energy" in text for network in broken.networks for text in network.broken)
     assert not broken.passed
+    # What a device says of a limit decides, whatever the limit is on; what it does not say is not kept.
+    rate = 1e3 / min(network.latency_ms for network in there.networks)
+    for limits, kept in (({"throughput@simulated": 0.5 * rate}, None), ({"throughput@simulated": 1.5 * rate}, False)):
+        replace(front, limits=limits).save(nas.Run.open(finished).path / "front.json")
+        judged = nas.verify(finished, device="simulated")
+        bound = limits["throughput@simulated"]
+        assert [bool(n.broken) for n in judged.networks] == [1e3 / n.latency_ms < bound for n in judged.networks]
+        assert kept is None or judged.passed is kept
+    replace(front, limits={"energy@simulated": most}).save(nas.Run.open(finished).path / "front.json")
+    monkeypatch.setattr("latency_tables.simulated.Simulated.energy", lambda *_: None)
+    silent = nas.verify(finished, device="simulated")
+    assert not silent.passed
+    assert all("nothing counts it" in text for network in silent.networks for text in network.broken)

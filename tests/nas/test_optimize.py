@@ -190,6 +190,15 @@ class Stopping(Counted):
         return values
 
 
+def test_the_callback_sees_every_batch_in_which_something_was_evaluated(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"objectives": BOTH, "budget": 30, "batch": 10, "archive": tmp_path / "search.json"}
+    with pytest.raises(nas.UserError):
+        nas.optimize(SPACE, Stopping(break_at=2), **options)
+    seen: list[int] = []
+    nas.optimize(SPACE, Counted(), callback=lambda result: seen.append(len(result.trials)), **options)
+    assert seen == [20, 30]
+
+
 def same(a: OptimizeResult, b: OptimizeResult) -> bool:
     return bool((a.trials.to_numpy() == b.trials.to_numpy()).all()) and list(a.front) == list(b.front)
 

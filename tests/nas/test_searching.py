@@ -26,7 +26,7 @@ from nas.pareto import ParetoFront, hypervolume_trace, non_dominated
 from nas.reporting import write_report
 from nas.runs import Run
 from nas.scoring import choose_subnets
-from nas.searching import Scoring, score_run
+from nas.searching import Scoring, _stalled, score_run
 from nas.verification import Verification, Verified
 from search_spaces import UserError
 from tests.nas.test_cli import nas as command
@@ -385,6 +385,17 @@ def test_the_search_ends_when_the_front_stops_growing(run: Run, tables: dict[str
     monkeypatch.setattr("nas.searching.STALLED", 1.0)  # any growth is too little
     assert len(score_run(Scoring(run, 100), wanted, samples=40, first=20, until_stalled=True)) == 26
     assert len(score_run(Scoring(run, 100), wanted, samples=28, first=20)) == 28
+
+
+def test_looking_for_a_network_within_the_limits_is_no_stall(
+    run: Run, tables: dict[str, nas.LatencyTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = goal({"desk": tables["desk"]}, {})
+    known = score_run(Scoring(run, 100), wanted, samples=26)
+    monkeypatch.setattr("nas.searching.BATCH", 2)
+    for volumes, ends in (([0.0] * 26, False), ([0.0] * 25 + [0.1], False), ([0.1] * 26, True), ([0.1] * 25 + [0.2], False)):
+        monkeypatch.setattr("nas.searching.hypervolumes", lambda *_, v=volumes: v)
+        assert _stalled(wanted, known, 0) is ends
 
 
 def test_an_unknown_predictor_is_refused_before_anything_is_scored(run: Run) -> None:

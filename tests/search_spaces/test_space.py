@@ -283,6 +283,8 @@ def test_an_array_of_architectures_is_a_list_of_them(space: SearchSpace) -> None
         (lambda s: s.architecture(resolution=160, depth=[3] * 4, kernel=3, expand=3), "depth has 4 values"),
         (lambda s: s.architecture(resolution=160, depth=4, kernel=[None] * 20, expand=3), r"kernel\[0\] is None, but"),
         (lambda s: s.restrict(kernel=[9]), r"kernel\[0\] cannot be restricted to \[9\]"),
+        (lambda s: s.restrict(kernel=3), r"kernel\[0\] cannot be restricted to 3, a int"),
+        (lambda s: s.restrict(kernel="35"), "cannot be restricted to '35'"),
         (lambda s: s.restrict(kernal=[3]), "did you mean 'kernel'"),
         (lambda s: s.macs(np.zeros((3, 7), dtype=np.int64)), r"array of shape \(3, 7\)"),
         (lambda s: s.macs(np.zeros((3, 46))), r"type float64"),

@@ -341,12 +341,17 @@ def test_a_checkpoint_of_version_1_is_read(data: ImageData, tmp_path: Path) -> N
 
 
 def test_the_identity_of_a_run_names_its_difference(tmp_path: Path) -> None:
-    mine = CheckpointFile(tmp_path / "c.safetensors", {"recipe": ALL.to_dict(), "seed": 1})
+    begun = {"recipe": ALL.to_dict(), "seed": 1, "data": {"name": "cats", "hash": "1"}}
+    mine = CheckpointFile(tmp_path / "c.safetensors", begun)
     mine.save({"supernet": {"w": torch.ones(2)}}, torch.zeros(1), {"step": 3, "log": []})
     assert mine.load()[2]["step"] == 3
     other = CheckpointFile(mine.path, {"recipe": replace(ALL, ema=0.5).to_dict(), "seed": 1})
     with pytest.raises(UserError, match=r"another recipe: ema was 0.0, now 0.5"):
         other.load()
+    # Images are known by their content: a folder may be called otherwise by now.
+    assert CheckpointFile(mine.path, begun | {"data": {"name": "pets", "hash": "1"}}).load()[2]["step"] == 3
+    with pytest.raises(UserError, match=r"another data: hash was 1, now 2"):
+        CheckpointFile(mine.path, begun | {"data": {"name": "cats", "hash": "2"}}).load()
     assert value_hash(ALL.to_dict()) != value_hash(RICH.to_dict())
 
 
